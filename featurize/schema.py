@@ -1,0 +1,104 @@
+"""The feature schema is a value: name, version and the meaning of every column, kept in each Parquet file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import orjson
+import pyarrow as pa
+
+from lorien.errors import SchemaMismatch
+
+METADATA_KEY = b"lorien.features"
+TABLE_VERSION = 1
+
+# What every row has beside its features.
+ROW_FIELDS = (
+    ("workload_key", pa.string(), "", "identity of the workload"),
+    ("workload", pa.string(), "", "name of the workload, for people"),
+    ("network", pa.string(), "", "network the log was tuned for; null when unknown"),
+    ("weight", pa.float64(), "calls", "calls of the workload in the network"),
+    ("flop", pa.float64(), "flop", "floating-point operations of one run; null when unknown"),
+    ("candidate", pa.string(), "", "identity of the schedule within its workload"),
+    ("build", pa.string(), "", "framework build that measured it"),
+    ("latency_s", pa.float64(), "s", "median latency; null when the measurement failed"),
+    ("error", pa.string(), "", "error kind of a failed measurement; null when it ran"),
+)
+ROW_COLUMNS = tuple(name for name, *_ in ROW_FIELDS)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One feature: float32, with its unit and where the value comes from."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A named, versioned list of feature columns. Two feature sets fit when name, version and columns are equal."""
+
+    name: str
+    version: int
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def id(self) -> str:
+        """``name/version``."""
+        return f"{self.name}/{self.version}"
+
+    def arrow_schema(self, dialect: str, target: str, source: dict[str, str]) -> pa.Schema:
+        """Schema of a table with these features; ``source`` tells which log its rows came from."""
+        about = {
+            "table_version": TABLE_VERSION,
+            "feature_set": self.name,
+            "feature_version": self.version,
+            "dialect": dialect,
+            "target": target,
+            "source": source,
+            "columns": [[c.name, c.unit, c.meaning] for c in self.columns],
+            "row_fields": [[name, unit, meaning] for name, _, unit, meaning in ROW_FIELDS],
+        }
+        fields = [pa.field(name, kind) for name, kind, *_ in ROW_FIELDS]
+        fields += [pa.field(name, pa.float32()) for name in self.names]
+        return pa.schema(fields, metadata={METADATA_KEY: orjson.dumps(about)})
+
+
+@dataclass(frozen=True)
+class TableAbout:
+    """What a feature table says of itself."""
+
+    feature_set: FeatureSet
+    dialect: str
+    target: str
+    source: dict[str, str]
+
+
+def read_about(schema: pa.Schema, where: str) -> TableAbout:
+    """The metadata of a feature table. Raises ``SchemaMismatch`` when it is none, or of another table version."""
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise SchemaMismatch(f"{where} is no feature table. Fix: write it with lorien featurize")
+    about = orjson.loads(raw)
+    if about.get("table_version") != TABLE_VERSION:
+        raise SchemaMismatch(
+            f"{where} is a feature table of version {about.get('table_version')}, this Lorien reads {TABLE_VERSION}. "
+            "Fix: run lorien featurize again"
+        )
+    features = FeatureSet(
+        about["feature_set"], about["feature_version"], tuple(Column(*column) for column in about["columns"])
+    )
+    missing = [name for name in (*ROW_COLUMNS, *features.names) if name not in schema.names]
+    if missing:
+        raise SchemaMismatch(
+            f"{where} lacks the columns {', '.join(missing[:5])} that its metadata names. Fix: lorien featurize again"
+        )
+    return TableAbout(features, about["dialect"], about["target"], about["source"])

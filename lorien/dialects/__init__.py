@@ -1,0 +1,48 @@
+"""Tuning frameworks Lorien speaks. Built-in ones resolve on use; outsiders come by entry point ``lorien.dialects``."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from lorien.errors import UnknownDialect, UnsupportedOperation
+
+if TYPE_CHECKING:
+    from lorien.dialects.base import LiveDialect, LogDialect
+
+_BUILTIN = {
+    "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
+    "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
+}
+ENTRY_POINT_GROUP = "lorien.dialects"
+
+
+def names() -> list[str]:
+    """Every dialect that can be opened, built in or installed."""
+    return sorted({*_BUILTIN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def open_dialect(name: str) -> LogDialect:
+    """The dialect of that name. Raises ``UnknownDialect``."""
+    if name in _BUILTIN:
+        module, _, attribute = _BUILTIN[name].partition(":")
+        dialect: LogDialect = getattr(importlib.import_module(module), attribute)()
+        return dialect
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            outsider: LogDialect = point.load()()
+            return outsider
+    raise UnknownDialect(name, names())
+
+
+def open_live_dialect(name: str) -> LiveDialect:
+    """The dialect of that name, when it can search, build and run. Raises ``UnsupportedOperation`` when it cannot."""
+    from lorien.dialects.base import LiveDialect
+
+    dialect = open_dialect(name)
+    if not isinstance(dialect, LiveDialect):
+        raise UnsupportedOperation(
+            f"dialect {name!r} reads logs only: its compiler is not here. Fix: use a live dialect, such as metaschedule"
+        )
+    return dialect

@@ -1,0 +1,131 @@
+"""The contracts of a dialect: a tuning framework, its logs, and (when live) its search space and its compiler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from lorien.records import Candidate, TuningRecord, Workload
+from lorien.target import Target
+
+FloatArray = npt.NDArray[np.float64]
+ScoreFn = Callable[[npt.NDArray[np.float32]], FloatArray]
+"""Features (candidates, columns) to scores (candidates,), higher is better."""
+
+MAX_REASONS = 20
+
+
+@dataclass(frozen=True)
+class LogInfo:
+    """What a log does not say about itself; kept beside it in ``lorien.json``.
+
+    Parameters
+    ----------
+    target : Target, optional
+        The device. Given by the user, it overrides what the log says; None takes the log's word.
+    network : str, optional
+        Network the log was tuned for.
+    build : str
+        Framework and version, where the log does not say.
+    weights : dict of str to float
+        Calls of a workload (by name) in the network; 1 for those not named.
+    """
+
+    target: Target | None = None
+    network: str | None = None
+    build: str = "unknown"
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ReadReport:
+    """Counts what a reader met. ``unreadable`` lines were skipped; the first reasons are kept by line number."""
+
+    records: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: list[str] = field(default_factory=list)
+
+    def saw(self, record: TuningRecord) -> None:
+        """Count one readable record."""
+        self.records += 1
+        if not record.measurement.ok:
+            self.failed += 1
+            self.outcomes[record.measurement.outcome.value] += 1
+
+    def bad(self, where: str, reason: str) -> None:
+        """Count one line that was skipped."""
+        self.unreadable += 1
+        if len(self.reasons) < MAX_REASONS:
+            self.reasons.append(f"{where}: {reason}")
+
+
+@runtime_checkable
+class LogDialect(Protocol):
+    """Reads a framework's native logs. Stateless; safe across threads and processes."""
+
+    name: str
+    shard_bytes: int
+    """A log file larger than this is worth reading by several processes, each its own shard."""
+
+    def find(self, path: Path) -> Iterator[Path]:
+        """Logs of this dialect at or below ``path``, in a stable order, told by name and first bytes.
+
+        A log is a file, or the folder that holds the framework's files. Nothing is found: nothing is yielded.
+        """
+
+    def files(self, log: Path) -> list[Path]:
+        """The native files a log is made of, in a stable order."""
+
+    def read(
+        self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[TuningRecord]:
+        """Stream the records of a log, in its order; of ``shard=(i, n)`` only records whose index mod n is i.
+
+        Memory does not grow with the log. Lines that cannot be read are reported and skipped; a log cut short by
+        an interrupted writer (gzip included) reads to its last whole line. Failed measurements are records.
+
+        Raises
+        ------
+        UnreadableLog
+            The file as a whole is no log of this dialect (binary, another framework's, empty).
+        """
+
+
+@runtime_checkable
+class LiveDialect(LogDialect, Protocol):
+    """A log dialect whose framework is here to extract, sample, build and run."""
+
+    def extract(self, model: Path, target: Target, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Workload]:
+        """Distinct workloads of a model with their weights. Raises ``BadInput`` naming what the front end lacks."""
+
+    def search(
+        self,
+        workload: Workload,
+        target: Target,
+        count: int,
+        score: ScoreFn | None,
+        *,
+        seed: int = 0,
+        budget_s: float | None = None,
+    ) -> Sequence[Candidate]:
+        """At most ``count`` distinct candidates from the search space, best score first.
+
+        With ``score`` an evolutionary search is guided by it (over the dialect's feature set); without, the
+        candidates are random samples and carry no score.
+        """
+
+    def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
+        """Compile a candidate to the shared library ``out``. Runs in a child; may raise, crash or hang."""
+
+    def run(
+        self, workload: Workload, library: Path, target: Target, *, repeat: int, min_repeat_s: float
+    ) -> list[float]:
+        """Latencies in seconds, one per repeat. Runs in a child; may raise, crash or hang."""

@@ -1,0 +1,61 @@
+"""One tree of errors. Every message says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LorienError(Exception):
+    """Base of everything Lorien raises on purpose; the command line prints it without a traceback."""
+
+
+class BadInput(LorienError, ValueError):
+    """What was given cannot be used: a file, a value, a combination of options."""
+
+
+class UnknownDialect(LorienError, LookupError):
+    """No dialect of that name is built in or installed."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no dialect {name!r}; known: {', '.join(known)}. Fix: --dialect with one of these")
+
+
+class UnsupportedOperation(LorienError, NotImplementedError):
+    """The dialect or back end cannot do this; the message names one that can."""
+
+
+class UnreadableLog(BadInput):
+    """A path holds no log of the dialect it was given as."""
+
+
+class UnknownTarget(LorienError, LookupError):
+    """No performance model has been trained for this target."""
+
+    def __init__(self, target: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"no model for {target!r}; trained: {', '.join(known) or 'none'}. "
+            f"Fix: lorien-train FEATURES -o MODELS --target {target!r}"
+        )
+
+
+class SchemaMismatch(LorienError, ValueError):
+    """A table, a model or a database was written under another schema than the reader's."""
+
+
+class ChecksumMismatch(LorienError, ValueError):
+    """A stored file is not the one that was published. Nothing of it has been loaded."""
+
+
+class DatabaseUnavailable(LorienError, OSError):
+    """The database cannot be read or written now. Nothing was changed."""
+
+
+class MissingExtra(LorienError, ImportError):
+    """An optional part is not installed; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed. Fix: pip install 'lorien[{extra}]'")
+
+
+class VersionClash(LorienError, ImportError):
+    """Two installed packages do not work together; the message holds the versions that do."""

@@ -1,0 +1,174 @@
+"""Canonical targets: what a schedule was measured on, told apart by a fixed list of attributes.
+
+A target comes as TVM's dictionary form, its old string form (``llvm -mcpu=znver4 -num-cores=2``) or a short form
+``kind_model`` (``cuda_rtx3080``, ``arm_cortex-a72``). No compiler is needed to read any of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lorien.errors import BadInput
+from lorien.records import Json
+
+KINDS = (
+    "c",
+    "cuda",
+    "hexagon",
+    "llvm",
+    "metal",
+    "nvptx",
+    "opencl",
+    "rocm",
+    "vulkan",
+    "webgpu",
+)
+# What tells two devices apart. Derived attributes (thread limits, warp size, keys) follow from these.
+IDENTITY_FIELDS = ("device", "model", "mtriple", "mcpu", "arch", "mattr", "num-cores")
+
+_ALIASES = {"march": "arch", "mtriple": "mtriple", "target": "mtriple"}
+_SHORT_KINDS = {"x86": ("llvm", {}), "arm": ("llvm", {"device": "arm_cpu"}), "aarch64": ("llvm", {"device": "arm_cpu"})}
+_ARM = re.compile(r"arm|aarch64|cortex|neoverse|apple-|thunderx|ampere|graviton|a64fx|exynos|kryo|carmel", re.I)
+_RISCV = re.compile(r"riscv|sifive|rocket", re.I)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+]+")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as a compiler sees it.
+
+    Parameters
+    ----------
+    kind : str
+        TVM target kind: ``llvm``, ``cuda``, ``rocm``...
+    attrs : tuple of (str, value)
+        All attributes given, sorted by name, ``IDENTITY_FIELDS`` and others.
+
+    Notes
+    -----
+    Two targets are the same for Lorien when their ``key`` is the same.
+    """
+
+    kind: str
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | Mapping[str, Json] | Target) -> Target:
+        """Read any of the three forms.
+
+        Raises
+        ------
+        BadInput
+            The kind is none TVM knows, or an option is not of the form ``-name=value``.
+        """
+        if isinstance(text, Target):
+            return text
+        if isinstance(text, Mapping):
+            return cls._from_dict(text)
+        if text.lstrip().startswith("{"):
+            import orjson
+
+            try:
+                return cls._from_dict(orjson.loads(text))
+            except orjson.JSONDecodeError as error:
+                raise BadInput(f"target {text!r} is not JSON: {error}") from None
+        return cls._from_string(text)
+
+    @classmethod
+    def _from_dict(cls, value: Mapping[str, Json]) -> Target:
+        kind = value.get("kind")
+        if kind not in KINDS:
+            raise BadInput(f"unknown target kind {kind!r}; one of: {', '.join(KINDS)}")
+        attrs: dict[str, Any] = {}
+        for name, attr in value.items():
+            if name in ("kind", "tag", "host") or attr in (None, "", [], ()):
+                continue
+            attrs[_ALIASES.get(name, name)] = tuple(attr) if isinstance(attr, list) else attr
+        return cls(str(kind), tuple(sorted(attrs.items())))
+
+    @classmethod
+    def _from_string(cls, text: str) -> Target:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise BadInput(f"target {text!r}: {error}") from None
+        if not words:
+            raise BadInput("the target is empty; give for example 'llvm -mcpu=znver4 -num-cores=2' or native")
+        head, *options = words
+        value: dict[str, Json] = {}
+        if head not in KINDS:
+            short, _, model = head.partition("_")
+            kind, extra = _SHORT_KINDS.get(short, (short, {}))
+            if kind not in KINDS or not model:
+                raise BadInput(
+                    f"unknown target {head!r}; write TVM's form ('cuda -arch=sm_86', 'llvm -mcpu=skylake'), "
+                    f"KIND_MODEL ('cuda_rtx3080') or native. Kinds: {', '.join(KINDS)}"
+                )
+            value.update(extra, model=model)
+            head = kind
+        value["kind"] = head
+        for option in options:
+            name, equals, attr = option.lstrip("-").partition("=")
+            if not option.startswith("-") or not equals:
+                raise BadInput(f"target {text!r}: {option!r} is not of the form -name=value")
+            if name in ("keys", "mattr", "libs"):
+                value[name] = [part for part in attr.split(",") if part]
+            else:
+                value[name] = int(attr) if re.fullmatch(r"-?\d+", attr) else attr
+        return cls._from_dict(value)
+
+    @cached_property
+    def identity(self) -> dict[str, Json]:
+        """The attributes that tell this device from another, in the order of ``IDENTITY_FIELDS``."""
+        attrs = dict(self.attrs)
+        found: dict[str, Json] = {"kind": self.kind}
+        for name in IDENTITY_FIELDS:
+            if name in attrs:
+                value = attrs[name]
+                found[name] = sorted(value) if isinstance(value, tuple) else value
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        """Readable identity, safe in file names and URLs: ``llvm-mcpu_znver4-num-cores_2``."""
+        parts = [self.kind]
+        for name, value in self.identity.items():
+            if name != "kind":
+                text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+                parts.append(f"{name}_{_UNSAFE.sub('-', text).strip('-')}")
+        return "-".join(parts)
+
+    @cached_property
+    def family(self) -> str:
+        """Alternative key: targets that share it are near enough for a schedule or a model to be tried."""
+        if self.kind != "llvm":
+            return self.kind
+        attrs = dict(self.attrs)
+        hints = " ".join(str(attrs.get(name, "")) for name in ("mtriple", "device", "model", "mcpu", "arch"))
+        hints += " " + " ".join(map(str, attrs.get("keys", ())))
+        if _ARM.search(hints):
+            return "llvm-arm"
+        if _RISCV.search(hints):
+            return "llvm-riscv"
+        return "llvm-x86"
+
+    @property
+    def num_cores(self) -> int | None:
+        """Cores the target was tuned for; None when it does not say."""
+        value = dict(self.attrs).get("num-cores")
+        return int(value) if value is not None else None
+
+    def to_json(self) -> dict[str, Json]:
+        """TVM's dictionary form."""
+        return {
+            "kind": self.kind,
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in self.attrs},
+        }
+
+    def __str__(self) -> str:
+        return self.key
