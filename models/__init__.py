@@ -1,0 +1,1 @@
+"""Feature tables to performance models, one per target, and the ranking API."""

@@ -1,0 +1,1 @@
+"""Best schedules per (target, workload)."""

@@ -1,0 +1,1 @@
+"""Full tuning logs, in their native formats."""
