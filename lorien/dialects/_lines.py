@@ -1,0 +1,105 @@
+"""Lines of a text log, plain or gzip, whole or cut short: what every reader of line-based logs shares."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lorien.errors import UnreadableLog
+
+logger = logging.getLogger(__name__)
+
+GZIP_MAGIC = b"\x1f\x8b"
+SNIFF_LINES = 20
+CHUNK_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20
+
+
+def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    r"""Stream the non-blank lines of a file, without their newline, numbered from 1.
+
+    Gzip is told by its first bytes, not by the name; members appended to one another are read on. Where an interrupted
+    writer or a damaged gzip ends the text inside a line, that part is the last line yielded: whether it is whole is for
+    the caller to judge.
+
+    Raises
+    ------
+    UnreadableLog
+        The file cannot be opened, or has a line so long that it is no text log.
+    """
+    number = 0
+    rest = b""
+    try:
+        for chunk in _chunks(path):
+            head, newline, tail = chunk.rpartition(b"\n")
+            if not newline:
+                rest += chunk
+                if len(rest) > MAX_LINE_BYTES:
+                    raise UnreadableLog(
+                        f"{path}: line {number + 1} is longer than {MAX_LINE_BYTES >> 20} MiB, this is no text log"
+                    )
+                continue
+            for line in (rest + head).split(b"\n"):
+                number += 1
+                if line and not line.isspace():
+                    yield number, line
+            rest = tail
+    except OSError as error:
+        raise UnreadableLog(f"{path} cannot be read: {error.strerror or error}") from error
+    if rest and not rest.isspace():
+        yield number + 1, rest
+
+
+def head_lines(path: Path, count: int = SNIFF_LINES) -> list[bytes]:
+    """The first non-blank lines of a text file; empty when it is binary, empty or not readable."""
+    try:
+        lines = [line for _, line in itertools.islice(iter_lines(path), count)]
+    except UnreadableLog:
+        return []
+    return [] if any(is_binary(line) for line in lines) else lines
+
+
+def is_binary(line: bytes) -> bool:
+    """True for bytes that no text log holds."""
+    return b"\0" in line
+
+
+def find_logs(path: Path, suffixes: tuple[str, ...], accepts: Callable[[bytes], bool]) -> Iterator[Path]:
+    """Files at or below ``path`` named with one of ``suffixes`` (or that and ``.gz``) that hold a line of the dialect.
+
+    A file belongs to the dialect when ``accepts`` is true of one of its first lines: the very first may be damaged.
+    The order is that of the sorted paths.
+    """
+    names = suffixes + tuple(f"{suffix}.gz" for suffix in suffixes)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.name.endswith(names) and file.is_file() and any(map(accepts, head_lines(file))):
+            yield file
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        is_gzip = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        stream.seek(0)
+        yield from _inflate(stream, path) if is_gzip else iter(lambda: stream.read(CHUNK_BYTES), b"")
+
+
+def _inflate(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    # The gzip module throws away what it had decompressed when the file ends early; zlib hands it over.
+    data = stream.read(CHUNK_BYTES)
+    while data:
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        while data and not inflater.eof:
+            try:
+                yield inflater.decompress(data, CHUNK_BYTES)
+            except zlib.error as error:
+                logger.warning("%s: gzip data is damaged (%s); what follows is lost", path, error)
+                return
+            data = inflater.unconsumed_tail or inflater.unused_data or stream.read(CHUNK_BYTES)
+        if not inflater.eof:
+            logger.warning("%s: gzip data ends early; what came before is read", path)
+            yield inflater.flush()
+        data = data.lstrip(b"\0")  # some writers pad between members
