@@ -10,6 +10,7 @@ from lorien.errors import UnknownDialect, UnsupportedOperation
 
 if TYPE_CHECKING:
     from lorien.dialects.base import LiveDialect, LogDialect
+    from lorien.target import Target
 
 _BUILTIN = {
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
@@ -46,3 +47,13 @@ def open_live_dialect(name: str) -> LiveDialect:
             f"dialect {name!r} reads logs only: its compiler is not here. Fix: use a live dialect, such as metaschedule"
         )
     return dialect
+
+
+def resolve_target(text: str, dialect: str = "metaschedule") -> Target:
+    """A target as the user writes it; ``native`` asks the dialect's compiler what this machine is.
+
+    Raises ``BadInput`` when it is no target.
+    """
+    from lorien.target import Target
+
+    return open_live_dialect(dialect).native_target() if text == "native" else Target.parse(text)

@@ -103,6 +103,12 @@ class LogDialect(Protocol):
 class LiveDialect(LogDialect, Protocol):
     """A log dialect whose framework is here to extract, sample, build and run."""
 
+    def framework(self) -> str:
+        """Framework and version at hand, as ``TuningRecord.build`` names it: ``tvm 0.27.0.post1``."""
+
+    def native_target(self) -> Target:
+        """This machine, as the framework sees it."""
+
     def extract(self, model: Path, target: Target, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Workload]:
         """Distinct workloads of a model with their weights. Raises ``BadInput`` naming what the front end lacks."""
 

@@ -1,0 +1,266 @@
+"""Logs to feature tables: a Parquet data set partitioned by dialect and target, written by several processes.
+
+A log is cut into shards and each shard is one table, written in row groups: memory does not grow with the log. A table
+appears under its name only when it is whole, and carries the fingerprint of the log it came from, so that a second run
+does only what is new.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pebble import ProcessExpired, ProcessPool
+
+from lorien.dialects import open_dialect
+from lorien.dialects.base import LogInfo, ReadReport
+from lorien.errors import BadInput, LorienError, SchemaMismatch
+from lorien.featurize import open_extractor
+from lorien.featurize.schema import ROW_FIELDS, TableAbout, read_about
+from lorien.files import TEMPORARY_PREFIX, atomic_file
+from lorien.records import TuningRecord
+
+if TYPE_CHECKING:
+    from lorien.featurize.base import Features
+    from lorien.logs.base import LogStore, StoredLog
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 4096
+ROW_GROUP_ROWS = 16 * BATCH_ROWS
+# A temporary file this old belongs to a writer that was killed, not to one at work.
+LEFTOVER_AFTER_S = 3600
+Progress = Callable[[int, int, int], None]
+"""Called with (tables done, tables to do, rows written so far)."""
+
+
+@dataclass
+class FeaturizeReport:
+    """What one run did. ``tables`` are those written now; ``unchanged`` counts those that were up to date."""
+
+    rows: int = 0
+    skipped: int = 0
+    unchanged: int = 0
+    tables: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    failed_logs: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Shard:
+    log_path: Path
+    log_name: str
+    dialect: str
+    info: LogInfo
+    target_key: str
+    shard: tuple[int, int]
+    table: Path
+    source: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _ShardDone:
+    table: str
+    rows: int
+    skipped: int
+    reasons: tuple[str, ...]
+
+
+def featurize(
+    logs: LogStore,
+    out: Path,
+    *,
+    dialect: str | None = None,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> FeaturizeReport:
+    """Bring the tables under ``out`` up to date with the logs of a store.
+
+    Parameters
+    ----------
+    logs : LogStore
+        Where the logs are.
+    out : Path
+        Folder of the Parquet data set: ``dialect=<name>/target=<key>/<log>-<shard>.parquet``.
+    dialect : str, optional
+        Only logs of this dialect.
+    processes : int, optional
+        Worker processes; the cores this process may use by default.
+
+    Raises
+    ------
+    BadInput
+        The store holds no log (of that dialect).
+    LorienError
+        A table of ``out`` was written with another feature set than this version's.
+    """
+    started_s = time.monotonic()
+    report = FeaturizeReport()
+    stored = list(logs.list(dialect=dialect))
+    if not stored:
+        raise BadInput(f"no logs in {logs.url}. Fix: lorien ingest PATH --dialect D --logs {logs.url}")
+    _drop_tables_of_gone_logs(out, logs.url, {log.id for log in stored})
+    todo = [shard for log in stored for shard in _shards(log, logs, out)]
+    stale = [shard for shard in todo if not _is_current(shard)]
+    report.unchanged = len(todo) - len(stale)
+    stale.sort(key=lambda shard: -sum(f.stat().st_size for f in shard.log_path.rglob("*")))
+    for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
+        report.rows += done.rows
+        report.skipped += done.skipped
+        report.reasons.extend(done.reasons)
+        if done.rows:
+            report.tables.append(done.table)
+    report.tables.sort()
+    report.seconds = time.monotonic() - started_s
+    return report
+
+
+def tables(features: Path, *, dialect: str | None = None, target: str | None = None) -> list[tuple[Path, TableAbout]]:
+    """Tables of a data set with what they say of themselves, in a stable order.
+
+    Raises
+    ------
+    BadInput
+        The folder is missing or holds no table.
+    SchemaMismatch
+        A table is damaged, or no feature table.
+    """
+    found = []
+    for path in sorted(features.rglob("*.parquet")):
+        if any(part.startswith(".") for part in path.relative_to(features).parts):
+            continue
+        about = _about(path)
+        if dialect in (None, about.dialect) and target in (None, about.target):
+            found.append((path, about))
+    if not found:
+        which = "".join(f" for {name}" for name in (dialect, target) if name)
+        raise BadInput(f"no feature tables{which} in {features}. Fix: lorien featurize LOGS -o {features}")
+    return found
+
+
+def _about(path: Path) -> TableAbout:
+    try:
+        return read_about(pq.read_schema(path), str(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SchemaMismatch(
+            f"{path} is no readable Parquet file ({error}). Fix: delete it and featurize again"
+        ) from None
+
+
+def _shards(log: StoredLog, logs: LogStore, out: Path) -> list[_Shard]:
+    count = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
+    folder = out / f"dialect={log.dialect}" / f"target={log.target.key}"
+    with logs.local(log) as path:
+        return [
+            _Shard(
+                log_path=path,
+                log_name=log.id,
+                dialect=log.dialect,
+                info=log.info,
+                target_key=log.target.key,
+                shard=(index, count),
+                table=folder / f"{log.id.rsplit('/', 1)[-1]}-{index}of{count}.parquet",
+                source={"store": logs.url, "log": log.id, "fingerprint": log.fingerprint, "shard": f"{index}/{count}"},
+            )
+            for index in range(count)
+        ]
+
+
+def _is_current(shard: _Shard) -> bool:
+    if not shard.table.exists():
+        return False
+    about = _about(shard.table)
+    return about.source.get("fingerprint") == shard.source["fingerprint"] and (
+        about.feature_set == open_extractor(shard.dialect).features
+    )
+
+
+def _drop_tables_of_gone_logs(out: Path, store_url: str, present: set[str]) -> None:
+    """A log that grew is stored under a new name: the tables of the old one would count its records twice."""
+    for path in out.rglob("*.parquet") if out.exists() else ():
+        if path.name.startswith(TEMPORARY_PREFIX):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
+                path.unlink()
+            continue
+        source = _about(path).source
+        if source.get("store") == store_url and source.get("log") not in present:
+            logger.info("dropping %s: its log %s is no longer in the store", path, source.get("log"))
+            path.unlink()
+
+
+def _run(
+    shards: Sequence[_Shard], processes: int, report: FeaturizeReport, progress: Progress | None
+) -> list[_ShardDone]:
+    finished: list[_ShardDone] = []
+    if not shards:
+        return finished
+    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool:
+        futures = {pool.schedule(_write_shard, args=(shard,)): shard for shard in shards}
+        try:
+            for future in as_completed(futures):
+                shard = futures[future]
+                try:
+                    finished.append(future.result())
+                except ProcessExpired as error:
+                    report.failed_logs.append(f"{shard.log_name}: the worker died ({error})")
+                except (LorienError, OSError) as error:
+                    report.failed_logs.append(f"{shard.log_name}: {error}")
+                if progress is not None:
+                    progress(len(finished) + len(report.failed_logs), len(shards), sum(d.rows for d in finished))
+        except BaseException:
+            pool.stop()
+            raise
+    return finished
+
+
+def _write_shard(shard: _Shard) -> _ShardDone:
+    # Two workers on two cores: threads inside them would only get in each other's way.
+    pa.set_cpu_count(1)
+    extractor = open_extractor(shard.dialect)
+    schema = extractor.features.arrow_schema(shard.dialect, shard.target_key, shard.source)
+    report, rows = ReadReport(), 0
+    with atomic_file(shard.table) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        batches: list[pa.RecordBatch] = []
+        for records, features in extractor.extract_log(shard.log_path, shard.info, report, shard.shard, BATCH_ROWS):
+            batches.append(_record_batch(schema, records, features, shard.info))
+            rows += len(records)
+            if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(batches))
+                batches = []
+        if batches:
+            writer.write_table(pa.Table.from_batches(batches))
+    return _ShardDone(str(shard.table), rows, report.unreadable, tuple(report.reasons))
+
+
+def _record_batch(
+    schema: pa.Schema, records: Sequence[TuningRecord], features: Features, info: LogInfo
+) -> pa.RecordBatch:
+    workloads = [record.workload for record in records]
+    rows = {
+        "workload_key": [workload.key for workload in workloads],
+        "workload": [workload.name for workload in workloads],
+        "network": [record.network for record in records],
+        "weight": [info.weights.get(workload.name, workload.weight) for workload in workloads],
+        "flop": [workload.flop for workload in workloads],
+        "candidate": [record.candidate.key for record in records],
+        "build": [record.build for record in records],
+        "latency_s": [record.measurement.latency_s for record in records],
+        "error": [None if record.measurement.ok else record.measurement.outcome.value for record in records],
+    }
+    arrays = [pa.array(rows[name], kind) for name, kind, *_ in ROW_FIELDS]
+    columns = np.ascontiguousarray(features.T, dtype=np.float32)
+    arrays += [pa.array(column) for column in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,0 +1,285 @@
+"""A schedule for a workload, now: the database's best, else ranked and verified on the device, else the default."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from lorien.database import open_database
+from lorien.dialects import open_live_dialect
+from lorien.errors import UnknownTarget
+from lorien.models import load_ranker
+from lorien.records import Candidate, Measurement, TuningRecord, Workload
+from lorien.tune.measure import Measurer
+
+if TYPE_CHECKING:
+    from lorien.database.base import ScheduleDatabase
+    from lorien.models.predictor import Ranker
+    from lorien.target import Target
+
+logger = logging.getLogger(__name__)
+
+
+class Source(str, Enum):
+    """Where a delivered schedule comes from."""
+
+    DATABASE = "database"
+    RANKED = "ranked"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of the top k: its score is in the candidate; no measurement when nothing was verified."""
+
+    candidate: Candidate
+    measurement: Measurement | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The answer to a request for a schedule.
+
+    Parameters
+    ----------
+    workload, target
+        What was asked for.
+    source : Source
+        ``DATABASE``, ``RANKED`` or ``DEFAULT``.
+    candidate : Candidate
+        The schedule to use.
+    latency_s : float, optional
+        Median latency of that schedule in seconds; None when it was not measured.
+    default_latency_s : float, optional
+        Median latency of the dialect's default schedule in seconds; None when it was not measured or failed.
+    trials : tuple of Trial
+        The top k in the order ranked; empty for a database hit.
+    candidates : int
+        How many candidates the top k were chosen from, as far as the search kept them.
+    note : str
+        Why the answer is not better than it is; empty when there is nothing to say.
+    seconds : float
+        Wall time of the answer.
+    """
+
+    workload: Workload
+    target: Target
+    source: Source
+    candidate: Candidate
+    latency_s: float | None
+    default_latency_s: float | None
+    trials: tuple[Trial, ...]
+    candidates: int
+    note: str
+    seconds: float
+
+    @property
+    def rank1_latency_s(self) -> float | None:
+        """Latency of the candidate ranked first; None when it failed or was not verified."""
+        first = self.trials[0].measurement if self.trials else None
+        return first.latency_s if first else None
+
+
+class Deliverer:
+    """Answers many requests for one target with one warm model and one warm set of measuring processes.
+
+    Parameters
+    ----------
+    target : Target
+        The device. Verifying runs on this machine, which must be one.
+    database : ScheduleDatabase, optional
+        Asked first, and given every verified schedule.
+    ranker : Ranker, optional
+        The performance model; without one every miss is answered with the default schedule.
+    measurer : Measurer, optional
+        Builds and runs; without one nothing is verified.
+    top_k : int
+        Candidates to verify.
+    search_s : float, optional
+        Seconds to spend on searching per workload; the dialect's own effort by default.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        database: ScheduleDatabase | None = None,
+        ranker: Ranker | None = None,
+        measurer: Measurer | None = None,
+        top_k: int = 8,
+        search_s: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.target = target
+        self._database = database
+        self._ranker = ranker
+        self._measurer = measurer
+        self._top_k = top_k
+        self._search_s = search_s
+        self._seed = seed
+
+    def deliver(self, workload: Workload) -> Delivery:
+        """The best schedule that can be had for a workload.
+
+        Raises
+        ------
+        UnsupportedOperation
+            The workload's dialect reads logs only and the database has no schedule for it.
+        DatabaseUnavailable
+            The database could not be read or written.
+        """
+        started_s = time.monotonic()
+        hit = self._from_database(workload)
+        if hit is not None:
+            return Delivery(
+                workload,
+                self.target,
+                Source.DATABASE,
+                hit.candidate,
+                hit.measurement.latency_s,
+                None,
+                (),
+                0,
+                "",
+                time.monotonic() - started_s,
+            )
+        candidates = self._search(workload)
+        default = Candidate(None)
+        ranked = candidates[: self._top_k]
+        measured: Sequence[Measurement | None] = [None] * (len(ranked) + 1)
+        if self._measurer is not None:
+            measured = self._measurer.measure(workload, [default, *ranked])
+            self._commit(workload, ranked, measured[1:])
+        default_s = measured[0].latency_s if measured[0] else None
+        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured[1:], strict=True))
+        source, chosen, latency_s, note = self._choose(trials, default, default_s)
+        return Delivery(
+            workload,
+            self.target,
+            source,
+            chosen,
+            latency_s,
+            default_s,
+            trials,
+            len(candidates),
+            note,
+            time.monotonic() - started_s,
+        )
+
+    def _from_database(self, workload: Workload) -> TuningRecord | None:
+        if self._database is None:
+            return None
+        best = self._database.best(self.target, workload.key)
+        return best[0] if best else None
+
+    def _search(self, workload: Workload) -> Sequence[Candidate]:
+        if self._ranker is None:
+            return ()
+        dialect = open_live_dialect(workload.dialect)
+        return dialect.search(
+            workload,
+            self.target,
+            4 * self._top_k,
+            self._ranker.score,
+            seed=self._seed,
+            budget_s=self._search_s,
+        )
+
+    def _choose(
+        self, trials: Sequence[Trial], default: Candidate, default_s: float | None
+    ) -> tuple[Source, Candidate, float | None, str]:
+        if self._ranker is None:
+            return Source.DEFAULT, default, default_s, f"no model for {self.target}"
+        if not trials:
+            return Source.DEFAULT, default, default_s, "the search space has no candidate"
+        if self._measurer is None:
+            return Source.RANKED, trials[0].candidate, None, "not verified"
+        timed = [(t.measurement.latency_s, t.candidate) for t in trials if t.measurement and t.measurement.latency_s]
+        if not timed:
+            return Source.DEFAULT, default, default_s, f"all {len(trials)} candidates verified failed"
+        best_s, best = min(timed, key=lambda pair: pair[0])
+        if default_s is not None and default_s < best_s:
+            return Source.DEFAULT, default, default_s, f"faster than the {len(timed)} candidates verified"
+        return Source.RANKED, best, best_s, ""
+
+    def _commit(self, workload: Workload, ranked: Sequence[Candidate], measured: Sequence[Measurement | None]) -> None:
+        if self._database is None:
+            return
+        build = open_live_dialect(workload.dialect).framework()
+        self._database.put_many(
+            [
+                TuningRecord(workload, self.target, candidate, result, build)
+                for candidate, result in zip(ranked, measured, strict=True)
+                if result is not None and result.ok
+            ]
+        )
+
+
+@contextmanager
+def open_deliverer(
+    target: Target,
+    dialect: str,
+    *,
+    database: str | None = None,
+    models: str | None = None,
+    top_k: int = 8,
+    verify: bool = True,
+    search_s: float | None = None,
+    seed: int = 0,
+) -> Iterator[Deliverer]:
+    """A ``Deliverer`` from URLs. A target that no model was trained for is answered by default schedules.
+
+    The measuring processes start first: they warm up while the model loads and the first search runs.
+    """
+    with ExitStack() as stack:
+        measurer = stack.enter_context(Measurer(dialect, target)) if verify else None
+        opened = stack.enter_context(open_database(database)) if database else None
+        ranker = None
+        if models is not None:
+            try:
+                ranker = load_ranker(models, target, dialect)
+            except UnknownTarget as error:
+                logger.warning("%s. Answering with default schedules", error)
+        yield Deliverer(
+            target, database=opened, ranker=ranker, measurer=measurer, top_k=top_k, search_s=search_s, seed=seed
+        )
+
+
+def deliver(
+    workload: Workload,
+    target: Target,
+    *,
+    database: str | None = None,
+    models: str | None = None,
+    top_k: int = 8,
+    verify: bool = True,
+) -> Delivery:
+    """A schedule for one workload: the database's best, else ranked and verified, else the default.
+
+    Parameters
+    ----------
+    workload : Workload
+        What to run.
+    target : Target
+        Where; this machine when ``verify`` is on.
+    database, models : str, optional
+        URLs of the schedule database and of the performance models.
+    top_k : int
+        Candidates to verify.
+    verify : bool
+        Build and run the top k here; without it the candidate ranked first is the answer.
+
+    Raises
+    ------
+    LorienError
+        A store cannot be read, or a model does not fit.
+    """
+    with open_deliverer(
+        target, workload.dialect, database=database, models=models, top_k=top_k, verify=verify
+    ) as deliverer:
+        return deliverer.deliver(workload)
