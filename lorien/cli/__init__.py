@@ -1,1 +1,17 @@
 """The command line: the only place that prints, draws progress and reads the environment."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of ``lorien``."""
+    from lorien.cli.app import app
+
+    app(prog_name="lorien")
+
+
+def train_main() -> None:
+    """Entry point of ``lorien-train``."""
+    from lorien.cli.app import train_app
+
+    train_app(prog_name="lorien-train")

@@ -1,0 +1,38 @@
+# make demo: the main job on real logs.  make test: every test.  Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo-out
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   logs -> features -> model -> ranked and verified schedules for an unseen network"
+	@echo "make test   all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove what demo and test made (.venv stays)"
+
+# The stamps say what is installed; they are older than setup.cfg when something has to be installed again.
+.venv/demo.stamp: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) or sys.exit("Lorien needs Python 3.10 to 3.13, this is %s. Fix: make PYTHON=python3.11 ..." % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	@touch $@
+
+.venv/test.stamp: .venv/demo.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: .venv/demo.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh datasets/demo.sh "$(OUT)"
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/unit/test_quality.py
+
+clean:
+	rm -rf build dist ./*.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

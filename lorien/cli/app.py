@@ -1,0 +1,41 @@
+"""The two programs and their commands. Commands import what they need when they run: ``--help`` stays light."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorien import __version__
+from lorien.cli import learn, stores, workloads
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Turn tuning logs into good schedules for workloads nobody has tuned, and prove them on the device."""
+
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.callback()(_root)
+for _function in (
+    workloads.extract,
+    stores.ingest,
+    stores.commit,
+    stores.query,
+    learn.featurize,
+    learn.evaluate,
+    workloads.rank,
+):
+    app.command()(_function)
+
+train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+train_app.command()(learn.train)

@@ -1,0 +1,198 @@
+"""Commands about workloads: extract them from models, find schedules for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out, progress, table
+from lorien.errors import BadInput
+from lorien.files import atomic_file
+from lorien.records import Workload
+
+TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
+
+
+def parse_shapes(shapes: list[str]) -> dict[str, tuple[int, ...]]:
+    """``name=1,3,224,224`` to a dictionary. Raises ``typer.BadParameter``."""
+    parsed = {}
+    for text in shapes:
+        match = re.fullmatch(r"([^=]+)=(\d+(?:,\d+)*)", text)
+        if match is None:
+            raise typer.BadParameter(f"{text!r} is not of the form name=1,3,224,224", param_hint="--shape")
+        parsed[match[1]] = tuple(int(size) for size in match[2].split(","))
+    return parsed
+
+
+@command
+def extract(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of workloads, one JSON object a line.")],
+    target: TargetOption = "native",
+    shape: Annotated[list[str] | None, typer.Option(help="Static shape of an input: name=1,3,224,224.")] = None,
+    match: Annotated[str | None, typer.Option(help="Keep workloads whose name matches this expression.")] = None,
+    heaviest: Annotated[int | None, typer.Option(min=1, help="Keep the N with most operations over all calls.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
+    from lorien.dialects import open_live_dialect, resolve_target
+
+    try:
+        pattern = re.compile(match) if match else None
+    except re.error as error:
+        raise typer.BadParameter(f"{match!r} is no regular expression: {error}", param_hint="--match") from None
+    shapes = parse_shapes(shape or [])
+    dialect = open_live_dialect("metaschedule")
+    resolved = resolve_target(target)
+    found: dict[str, Workload] = {}
+    refused: dict[str, str] = {}
+    with progress("extracting") as update:
+        for index, model in enumerate(models):
+            update(index, len(models), model.name)
+            try:
+                workloads = dialect.extract(model, resolved, shapes)
+            except BadInput as error:
+                refused[str(model)] = str(error)
+                err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+                continue
+            for workload in workloads:
+                found[workload.key] = merge(found[workload.key], workload) if workload.key in found else workload
+    kept = [w for w in found.values() if pattern is None or pattern.search(w.name)]
+    if heaviest is not None:
+        kept = sorted(kept, key=lambda w: -(w.flop or 0.0) * w.weight)[:heaviest]
+    if not kept:
+        fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(models)} models refused")
+    with atomic_file(output) as temporary:
+        temporary.write_bytes(b"".join(orjson.dumps(w.to_json()) + b"\n" for w in kept))
+    if as_json:
+        emit({"workloads": len(kept), "found": len(found), "output": str(output), "refused": refused})
+    else:
+        out.print(f"{len(kept)} workloads of {len(models) - len(refused)} models written to {output}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def merge(first: Workload, second: Workload) -> Workload:
+    """The same workload in two networks: calls add up."""
+    import dataclasses
+
+    networks = tuple(dict.fromkeys((*first.networks, *second.networks)))
+    return dataclasses.replace(first, weight=first.weight + second.weight, networks=networks)
+
+
+def read_workloads(path: Path) -> list[Workload]:
+    """The workloads of a ``workloads.jsonl``. Raises ``BadInput`` naming the line that is none."""
+    if not path.is_file():
+        raise BadInput(f"{path} is no file. Fix: write it with lorien extract MODEL -o {path}")
+    workloads = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            workloads.append(Workload.from_json(orjson.loads(line)))
+        except (orjson.JSONDecodeError, BadInput) as error:
+            raise BadInput(f"{path}:{number}: {error}") from None
+    if not workloads:
+        raise BadInput(f"{path} holds no workload. Fix: write it with lorien extract MODEL -o {path}")
+    return workloads
+
+
+@command
+def rank(
+    workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
+    models: Annotated[str | None, typer.Option(help="Model store, written by lorien-train.")] = None,
+    target: TargetOption = "native",
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates to keep, and to verify.")] = 8,
+    verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k on this machine.")] = False,
+    db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
+    search_s: Annotated[float | None, typer.Option(min=0.1, help="Seconds of search per workload.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find a schedule for each workload: in the database, else ranked (and verified), else the default."""
+    from lorien.deliver import Delivery, open_deliverer
+    from lorien.dialects import resolve_target
+
+    asked = read_workloads(workloads)
+    dialects = {workload.dialect for workload in asked}
+    if len(dialects) > 1:
+        raise BadInput(f"{workloads} mixes the dialects {', '.join(sorted(dialects))}. Fix: one file for each")
+    resolved = resolve_target(target)
+    answers: list[Delivery] = []
+    with (
+        open_deliverer(
+            resolved,
+            dialects.pop(),
+            database=db,
+            models=models,
+            top_k=top_k,
+            verify=verify,
+            search_s=search_s,
+            seed=seed,
+        ) as deliverer,
+        progress("ranking") as update,
+    ):
+        for index, workload in enumerate(asked):
+            update(index, len(asked), workload.name)
+            answers.append(deliverer.deliver(workload))
+    if as_json:
+        emit({"workloads": [answer_json(answer) for answer in answers]})
+    else:
+        print_answers(answers, resolved.key)
+
+
+def answer_json(answer: Any) -> dict[str, Any]:
+    """One workload of ``lorien rank --json``."""
+    return {
+        "name": answer.workload.name,
+        "key": answer.workload.key,
+        "source": answer.source.value,
+        "candidates": answer.candidates,
+        "rank1_latency_s": answer.rank1_latency_s,
+        "best_latency_s": answer.latency_s,
+        "default_latency_s": answer.default_latency_s,
+        "seconds": answer.seconds,
+        "note": answer.note,
+        "schedule": answer.candidate.schedule,
+        "top_k": [
+            {
+                "score": trial.candidate.score,
+                "latency_s": trial.measurement.latency_s if trial.measurement else None,
+                "error": trial.measurement.outcome.value if trial.measurement and not trial.measurement.ok else None,
+            }
+            for trial in answer.trials
+        ],
+    }
+
+
+def print_answers(answers: list[Any], target: str) -> None:
+    """The table of ``lorien rank``."""
+    columns = ["workload", "source", "predicted", "default", "rank 1", "best", "speed-up", "seconds"]
+    rows = []
+    for answer in answers:
+        speedup = (
+            f"{answer.default_latency_s / answer.latency_s:.1f}x"
+            if answer.default_latency_s and answer.latency_s
+            else "-"
+        )
+        score = answer.trials[0].candidate.score if answer.trials else None
+        rows.append(
+            [
+                answer.workload.name,
+                answer.source.value,
+                "-" if score is None else f"{score:.2f}",
+                latency(answer.default_latency_s),
+                latency(answer.rank1_latency_s),
+                latency(answer.latency_s),
+                speedup,
+                f"{answer.seconds:.1f}",
+            ]
+        )
+    table(f"Schedules for {target}", columns, rows)
+    for answer in answers:
+        if answer.note:
+            out.print(f"{answer.workload.name}: {answer.note}")
