@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,7 +208,9 @@ def _run(
     # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool:
-        futures = {pool.schedule(_write_shard, args=(shard,)): shard for shard in shards}
+        futures: dict[Future[_ShardDone], _Shard] = {
+            pool.schedule(_write_shard, args=(shard,)): shard for shard in shards
+        }
         try:
             for future in as_completed(futures):
                 shard = futures[future]

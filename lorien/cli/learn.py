@@ -83,6 +83,9 @@ def train(
     holdout_network: Annotated[
         str | None, typer.Option(help="Keep this network, and every workload it shares, out of training.")
     ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Keep a model already trained on the same tables with the same options.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train one performance model per target with AutoGluon, split by workload."""

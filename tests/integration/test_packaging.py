@@ -1,0 +1,73 @@
+"""What a user installs: the wheel holds every module under its installed name, and nothing under a generic one."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAPPED = {"featurize": "lorien/featurize", "models": "lorien/models"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)], check=True, capture_output=True
+    )
+    (built,) = out.glob("lorien-*.whl")
+    return built
+
+
+def modules_in_the_tree() -> set[str]:
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "lorien").rglob("*.py")}
+    for folder, installed in MAPPED.items():
+        found |= {f"{installed}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    return found
+
+
+def test_the_wheel_holds_every_module_under_its_installed_name(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if name.endswith(".py")} == modules_in_the_tree()
+    assert "lorien/py.typed" in names
+
+
+def test_the_mapped_folders_are_flat() -> None:
+    for folder in MAPPED:
+        assert not [path for path in (ROOT / folder).rglob("*.py") if path.parent.name != folder]
+
+
+def test_the_listed_packages_are_those_of_the_tree() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["packages"].splitlines()
+    listed = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    assert listed == {name.rpartition("/")[0].replace("/", ".") for name in modules_in_the_tree()}
+
+
+def test_the_generic_names_do_not_reach_site_packages(wheel: Path, tmp_path: Path) -> None:
+    """Installed without its dependencies into an empty environment, run outside the checkout."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, cwd=tmp_path
+    )
+    program = """
+import importlib, importlib.util
+import lorien
+for name in ("featurize", "models", "tests", "datasets", "benchmarks", "notebooks"):
+    assert importlib.util.find_spec(name) is None, name
+for name in ("lorien.featurize", "lorien.models"):
+    assert importlib.util.find_spec(name) is not None, name
+print(lorien.__version__)
+"""
+    done = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for script in ("lorien", "lorien-train"):
+        assert (tmp_path / "env" / "bin" / script).exists()

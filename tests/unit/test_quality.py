@@ -1,0 +1,132 @@
+"""The house rules a machine can hold: style, types, import directions, start-up time."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "lorien.models": ROOT / "models"}
+
+# Imports point one way: a room may import from itself and from the rooms before it.
+LAYERS = (
+    {"lorien.errors", "lorien.files"},
+    {"lorien.records", "lorien.target"},
+    {"lorien.dialects"},
+    {"lorien.database", "lorien.logs"},
+    {"lorien.featurize"},
+    {"lorien.models"},
+    {"lorien.tune"},
+    {"lorien.deliver"},
+    {"lorien.cli"},
+)
+# Heavy packages stay in their rooms.
+ROOMS = {
+    "tvm": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
+    "tvm_ffi": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
+    "autogluon": ("lorien.models",),
+    "pandas": ("lorien.models",),
+    "lightgbm": ("lorien.models",),
+    "xgboost": ("lorien.models",),
+    "catboost": ("lorien.models",),
+    "onnx": ("lorien.dialects.metaschedule",),
+    "typer": ("lorien.cli",),
+    "rich": ("lorien.cli",),
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join((package, *parts)).removesuffix(".__init__"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def layer(module: str) -> int:
+    for index, rooms in enumerate(LAYERS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return index
+    assert module == "lorien", f"{module} has no layer: add it to LAYERS"
+    return -1
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules()
+        if module != "lorien"
+        for name in imports(path)
+        if name.startswith("lorien.") and layer(name) > layer(module)
+    ]
+    assert not wrong
+
+
+def test_heavy_packages_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules()
+        for name in imports(path)
+        if not module.startswith(ROOMS.get(name.partition(".")[0], module))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("arguments", [["check", "."], ["format", "--check", "."]], ids=["check", "format"])
+def test_ruff(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy_strict_on_the_package_as_installed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "lorien", tmp_path / "lorien")
+    for name in ("featurize", "models"):
+        shutil.copytree(ROOT / name, tmp_path / "lorien" / name)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "-p", "lorien"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "limit_s"),
+    [("import lorien", 0.3), ("from lorien.cli.app import app; app(['--help'], standalone_mode=False)", 0.5)],
+    ids=["import", "help"],
+)
+def test_start_up_is_light(code: str, limit_s: float) -> None:
+    """Best of five, in a fresh interpreter, counted from its own first line: the machine is noisy."""
+    program = (
+        f"import time; t = time.perf_counter(); {code}; s = time.perf_counter() - t\n"
+        "import sys; heavy = {'tvm', 'autogluon', 'pandas', 'numpy', 'pyarrow', 'onnx'} & set(sys.modules)\n"
+        "print(); print(s, *heavy)"
+    )
+    times = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        seconds, *heavy = done.stdout.splitlines()[-1].split()
+        assert not heavy
+        times.append(float(seconds))
+    assert min(times) < limit_s, times
+
+
+def test_no_path_of_a_machine_in_the_project() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".cfg", ".toml", ".sh", ""} and path.is_file() and path != Path(__file__):
+            text = path.read_text(encoding="utf-8")
+            assert "/home/" not in text, f"{name} names a path of a machine"
+            assert "/root/" not in text, f"{name} names a path of a machine"
