@@ -1,1 +1,77 @@
-"""TVM MetaSchedule."""
+"""TVM MetaSchedule: reads its logs, searches its space, builds and runs its schedules. TVM is imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lorien.dialects.base import LogInfo, ReadReport, ScoreFn
+from lorien.dialects.metaschedule import logs
+from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
+from lorien.records import Candidate, TuningRecord, Workload
+from lorien.target import Target
+
+
+class MetaScheduleDialect:
+    """MetaSchedule of TVM 0.27. Implements ``LiveDialect``; a log is a folder of ``JSONDatabase``."""
+
+    name = DIALECT
+    shard_bytes = 64 << 10  # replaying traces takes 10 ms a record, and 64 KiB of gzip hold some 600 of them
+
+    def find(self, path: Path) -> Iterator[Path]:
+        """See ``LogDialect``."""
+        return logs.find(path)
+
+    def files(self, log: Path) -> list[Path]:
+        """See ``LogDialect``."""
+        return logs.files(log)
+
+    def read(
+        self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[TuningRecord]:
+        """See ``LogDialect``."""
+        return logs.read(log, info, report, shard)
+
+    def framework(self) -> str:
+        """See ``LiveDialect``."""
+        require_tvm()
+        return BUILD
+
+    def native_target(self) -> Target:
+        """See ``LiveDialect``."""
+        return native_target()
+
+    def extract(self, model: Path, target: Target, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Workload]:
+        """See ``LiveDialect``. Models are ONNX files."""
+        from lorien.dialects.metaschedule.extract import extract_workloads
+
+        return extract_workloads(model, target, shapes)
+
+    def search(
+        self,
+        workload: Workload,
+        target: Target,
+        count: int,
+        score: ScoreFn | None,
+        *,
+        seed: int = 0,
+        budget_s: float | None = None,
+    ) -> Sequence[Candidate]:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.search import search
+
+        return search(workload, target, count, score, seed=seed, budget_s=budget_s)
+
+    def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.compile import build
+
+        build(workload, candidate, target, out)
+
+    def run(
+        self, workload: Workload, library: Path, target: Target, *, repeat: int, min_repeat_s: float
+    ) -> list[float]:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.compile import run
+
+        return run(workload, library, target, repeat=repeat, min_repeat_s=min_repeat_s)

@@ -1,0 +1,190 @@
+"""Read the folders that TVM's ``JSONDatabase`` writes, without building a TVM object per record."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from lorien.dialects._lines import head_lines, is_binary, iter_lines
+from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.metaschedule.workload import DIALECT, IDENTITY_KIND, flop_of, load_module
+from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
+from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
+from lorien.target import Target
+
+logger = logging.getLogger(__name__)
+
+WORKLOADS = "database_workload.json"
+RECORDS = "database_tuning_record.json"
+FAILED_S = 1e10
+"""What TVM writes in place of a latency when a candidate did not build or run."""
+
+_OLD_TVM = "written by a TVM before 0.20, whose modules and traces TVM 0.27 cannot read. Fix: tune again"
+
+
+def find(path: Path) -> Iterator[Path]:
+    """Sorted folders at or below ``path`` that hold a workload and a record file; a file stands for its folder."""
+    if path.is_dir():
+        folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
+    else:
+        folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
+    for folder in sorted(folders):
+        workloads, records = (_file(folder, name) for name in (WORKLOADS, RECORDS))
+        if workloads and records and any(line.lstrip().startswith(b'["') for line in head_lines(workloads)):
+            yield folder
+
+
+def files(log: Path) -> list[Path]:
+    """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
+    found = [_file(log, name) for name in (WORKLOADS, RECORDS)]
+    present = [file for file in found if file is not None]
+    if len(present) < len(found):
+        raise UnreadableLog(f"{log} is no MetaSchedule log: it needs {WORKLOADS} and {RECORDS}, plain or .gz")
+    return present
+
+
+def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
+    """Stream the records of a folder; see ``LogDialect.read``."""
+    workload_file, record_file = files(log)
+    workloads = _read_workloads(workload_file, info)
+    targets: dict[bytes, Target] = {}
+    part, parts = shard
+    # The index is that of the line, so that each line, readable or not, is one shard's business.
+    for index, (number, line) in enumerate(iter_lines(record_file)):
+        if index == 0 and is_binary(line):
+            raise UnreadableLog(f"{record_file} is binary, not JSON lines of MetaSchedule")
+        if index % parts != part:
+            continue
+        try:
+            record = _record(line, workloads, targets, info, log)
+        except BadInput as error:
+            report.bad(f"{record_file.name}:{number}", str(error))
+        else:
+            report.saw(record)
+            yield record
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
+    """One entry a line, the reason in place of a workload that cannot be read. Raises when none can."""
+    # TVM writes workloads in the order of its tasks but without their names: weights by task name go by position.
+    by_position = list(info.weights.values())
+    found: list[Workload | BadInput] = []
+    for index, (_, line) in enumerate(iter_lines(path)):
+        try:
+            structural_hash, definition, name = _definition(line)
+        except BadInput as error:
+            found.append(error)
+            continue
+        weight = by_position[index] if index < len(by_position) else 1.0
+        found.append(
+            Workload(
+                dialect=DIALECT,
+                name=name,
+                identity=[IDENTITY_KIND, structural_hash],
+                definition=definition,
+                flop=_flop(structural_hash, definition),
+                weight=info.weights.get(name, weight),
+                networks=(info.network,) if info.network else (),
+            )
+        )
+    if all(isinstance(entry, BadInput) for entry in found):
+        raise UnreadableLog(f"{path} holds no workload: {found[0] if found else 'it is empty'}")
+    return found
+
+
+def _definition(line: bytes) -> tuple[str, str, str]:
+    """Structural hash, module text and a name for people, from a line of the workload file."""
+    try:
+        structural_hash, definition = orjson.loads(line)
+        # Eight bytes of length, then the JSON of TVM's object graph.
+        graph = orjson.loads(base64.b64decode(definition, validate=True)[8:])
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"not a workload of JSONDatabase: {error}") from None
+    if not isinstance(structural_hash, str) or not isinstance(graph, dict):
+        raise BadInput("not a workload of JSONDatabase: it is not [hash, module]")
+    if "root_index" not in graph:
+        raise BadInput(_OLD_TVM)
+    try:
+        return structural_hash, definition, _name(graph["nodes"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise BadInput(f"the module of workload {structural_hash} is damaged: {error!r}") from None
+
+
+def _name(nodes: list[Json]) -> str:
+    """Blocks and argument shapes of a module: ``conv2d_nchw+T_add(1x3x8x8,4x3x3x3,1x4x6x6)``."""
+
+    def shape(parameter: int) -> str:
+        buffer = nodes[nodes[parameter]["data"]["ty"]]["data"]
+        extents = (nodes[extent] for extent in nodes[buffer["shape"]]["data"])
+        return "x".join(str(nodes[e["data"]["value"]]["data"]) if e["type"] == "ir.IntImm" else "?" for e in extents)
+
+    blocks = [nodes[n["data"]["name_hint"]]["data"] for n in nodes if n["type"] == "s_tir.SBlock"]
+    function = next(n for n in nodes if n["type"] == "tirx.PrimFunc")
+    shapes = [shape(parameter) for parameter in nodes[function["data"]["params"]]["data"]]
+    return f"{'+'.join(block for block in blocks if block != 'root')}({','.join(shapes)})"
+
+
+def _flop(structural_hash: str, definition: str) -> float | None:
+    try:
+        return flop_of(load_module(structural_hash, definition))
+    except (MissingExtra, VersionClash, BadInput) as error:
+        logger.debug("flop of workload %s unknown: %s", structural_hash, error)
+        return None
+
+
+def _record(
+    line: bytes, workloads: list[Workload | BadInput], targets: dict[bytes, Target], info: LogInfo, log: Path
+) -> TuningRecord:
+    """One line of the record file. Raises ``BadInput`` with the reason it cannot be read."""
+    try:
+        index, (trace, run_secs, target, *_) = orjson.loads(line)
+        instructions, decisions = trace
+        names = {instruction[0] for instruction in instructions}
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise BadInput(f"not a record of JSONDatabase: {error}") from None
+    if not isinstance(index, int) or not 0 <= index < len(workloads):
+        raise BadInput(f"its workload {index!r} is not in {WORKLOADS}")
+    workload = workloads[index]
+    if isinstance(workload, BadInput):
+        raise BadInput(f"its workload {index} cannot be read: {workload}")
+    if "GetBlock" in names:
+        raise BadInput(_OLD_TVM)
+    return TuningRecord(
+        workload=workload,
+        target=info.target or _target(target, targets),
+        candidate=Candidate([instructions, decisions]),
+        measurement=_measurement(run_secs),
+        build=info.build,
+        network=info.network,
+        log=str(log),
+    )
+
+
+def _measurement(run_secs: Json) -> Measurement:
+    if not run_secs:
+        return Measurement(Outcome.UNKNOWN_ERROR, detail="no latency in the log")
+    if not isinstance(run_secs, list) or not all(isinstance(s, (int, float)) for s in run_secs):
+        raise BadInput(f"its latencies are no numbers: {run_secs!r:.80}")
+    if any(s >= FAILED_S for s in run_secs):
+        return Measurement(Outcome.UNKNOWN_ERROR, detail="failed to build or run; the log does not say why")
+    if not all(math.isfinite(s) and s > 0 for s in run_secs):
+        raise BadInput(f"its latencies are not positive and finite: {run_secs!r:.80}")
+    return Measurement(Outcome.OK, tuple(float(s) for s in run_secs))
+
+
+def _target(value: Json, seen: dict[bytes, Target]) -> Target:
+    if not isinstance(value, dict):
+        raise BadInput("it names no target. Fix: --target")
+    text = orjson.dumps(value)
+    if text not in seen:
+        seen[text] = Target.parse(value)
+    return seen[text]
