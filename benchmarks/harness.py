@@ -1,0 +1,62 @@
+"""What the benchmarks share: run the real commands, read their JSON, time them, write tables down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: its JSON, its wall time, and the largest resident size of any process seen so far."""
+
+    value: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+
+
+def run(*command: str | Path) -> Done:
+    """Run ``lorien …`` or ``lorien-train …`` with ``--json``; its standard error goes through."""
+    program, *arguments = map(str, command)
+    started_s = time.perf_counter()
+    done = subprocess.run([BIN / program, *arguments, "--json"], stdout=subprocess.PIPE, check=False)
+    seconds = time.perf_counter() - started_s
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} left with {done.returncode}")
+    # Linux counts in KiB, and the maximum is over all descendants that were waited for.
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Done(json.loads(done.stdout), seconds, peak_bytes)
+
+
+def machine() -> str:
+    """One line on what this was measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, Python {platform.python_version()}"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as it goes into docs/benchmarks.md."""
+
+    def text(cell: Any) -> str:
+        if cell is None:
+            return "-"
+        return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+    lines = [list(columns), ["---"] * len(columns), *[[text(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

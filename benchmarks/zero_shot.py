@@ -1,0 +1,104 @@
+"""Schedules for workloads nobody has tuned: how good, how fast, against what tuning found.
+
+    python benchmarks/zero_shot.py --data DATASETS
+
+Trains on every MetaSchedule log but squeezenet's, asks for its six heaviest convolutions, cold, one `lorien rank
+--verify` each, and compares with the best of the trials in squeezenet's own logs. That best schedule is built and run
+again here, between two of ours, so that both sides are measured on the same machine on the same day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness import BIN, machine, markdown, run
+
+NETWORK = "squeezenet"
+TOP_K = 8
+WORKLOADS = 6
+
+
+def onnx_model() -> Path:
+    """The real squeezenet graph that ships in the onnx package."""
+    import onnx
+
+    return Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
+
+
+def tuned(logs: Path, workload_key: str, target: Any) -> tuple[float, float | None]:
+    """(latency in the log, latency when built and run again here) of the log's best schedule, in seconds."""
+    from lorien.database import open_database
+    from lorien.tune.measure import Measurer
+
+    with open_database(f"sqlite:///{logs.parent / 'tuned.db'}") as database:
+        (record,) = (
+            found for found in database.query() if found.workload.key == workload_key and found.network == NETWORK
+        )
+        with Measurer("metaschedule", target) as measurer:
+            (again,) = measurer.measure(record.workload, [record.candidate])
+    logged_s = record.measurement.latency_s
+    assert logged_s is not None
+    return logged_s, again.latency_s
+
+
+def main() -> None:
+    """Train, ask, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    data: Path = parser.parse_args().data
+
+    from lorien.cli.workloads import read_workloads
+    from lorien.dialects import resolve_target
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        logs, features, models = scratch / "logs", scratch / "features", scratch / "models"
+        run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
+        run("lorien", "featurize", logs, "-o", features)
+        run("lorien-train", features, "-o", models, "--holdout-network", NETWORK)
+        run("lorien", "commit", "--logs", logs, "--db", f"sqlite:///{scratch / 'tuned.db'}")
+        run(
+            *("lorien", "extract", onnx_model(), "--target", "native", "--match", "conv2d"),
+            *("--heaviest", str(WORKLOADS), "-o", scratch / "all.jsonl"),
+        )
+        target = resolve_target("native")
+        for workload in read_workloads(scratch / "all.jsonl"):
+            one = scratch / "one.jsonl"
+            one.write_text(json.dumps(workload.to_json()) + "\n")
+            done = run("lorien", "rank", one, "--models", models, "--verify", "--top-k", str(TOP_K))
+            (answer,) = done.value["workloads"]
+            logged_s, again_s = tuned(logs, workload.key, target)
+            best_s = answer["best_latency_s"]
+            rows.append(
+                [
+                    workload.name,
+                    f"{answer['default_latency_s'] * 1e3:.2f}",
+                    f"{(answer['rank1_latency_s'] or math.nan) * 1e3:.3f}",
+                    f"{best_s * 1e3:.3f}",
+                    f"{logged_s * 1e3:.3f}",
+                    f"{again_s * 1e3:.3f}" if again_s else None,
+                    logged_s / best_s,
+                    again_s / best_s if again_s else None,
+                    done.seconds,
+                ]
+            )
+            print(rows[-1], flush=True)
+    columns = ["workload", "default ms", "rank-1 ms", f"verified top-{TOP_K} ms", "tuned (log) ms", "tuned (again) ms"]
+    columns += ["vs log", "vs again", "seconds, cold"]
+
+    def geometric_mean(index: int) -> float:
+        values = [row[index] for row in rows if row[index]]
+        return math.exp(sum(map(math.log, values)) / len(values))
+
+    mean = ["geometric mean", *[None] * 5, geometric_mean(6), geometric_mean(7), geometric_mean(8)]
+    print(f"\n{machine()}, {BIN.parent.name}\n\n{markdown(columns, [*rows, mean])}")
+
+
+if __name__ == "__main__":
+    main()
