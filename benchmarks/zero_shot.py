@@ -14,9 +14,12 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness import BIN, machine, markdown, run
+from harness import machine, markdown, run
+
+if TYPE_CHECKING:
+    from lorien.target import Target
 
 NETWORK = "squeezenet"
 TOP_K = 8
@@ -30,7 +33,7 @@ def onnx_model() -> Path:
     return Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
 
 
-def tuned(logs: Path, workload_key: str, target: Any) -> tuple[float, float | None]:
+def tuned(logs: Path, workload_key: str, target: Target) -> tuple[float | None, float | None]:
     """(latency in the log, latency when built and run again here) of the log's best schedule, in seconds."""
     from lorien.database import open_database
     from lorien.tune.measure import Measurer
@@ -41,9 +44,7 @@ def tuned(logs: Path, workload_key: str, target: Any) -> tuple[float, float | No
         )
         with Measurer("metaschedule", target) as measurer:
             (again,) = measurer.measure(record.workload, [record.candidate])
-    logged_s = record.measurement.latency_s
-    assert logged_s is not None
-    return logged_s, again.latency_s
+    return record.measurement.latency_s, again.latency_s
 
 
 def main() -> None:
@@ -81,9 +82,9 @@ def main() -> None:
                     f"{answer['default_latency_s'] * 1e3:.2f}",
                     f"{(answer['rank1_latency_s'] or math.nan) * 1e3:.3f}",
                     f"{best_s * 1e3:.3f}",
-                    f"{logged_s * 1e3:.3f}",
+                    f"{logged_s * 1e3:.3f}" if logged_s else None,
                     f"{again_s * 1e3:.3f}" if again_s else None,
-                    logged_s / best_s,
+                    logged_s / best_s if logged_s else None,
                     again_s / best_s if again_s else None,
                     done.seconds,
                 ]
@@ -97,7 +98,7 @@ def main() -> None:
         return math.exp(sum(map(math.log, values)) / len(values))
 
     mean = ["geometric mean", *[None] * 5, geometric_mean(6), geometric_mean(7), geometric_mean(8)]
-    print(f"\n{machine()}, {BIN.parent.name}\n\n{markdown(columns, [*rows, mean])}")
+    print(f"\n{machine()}\n\n{markdown(columns, [*rows, mean])}")
 
 
 if __name__ == "__main__":
