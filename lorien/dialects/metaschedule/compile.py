@@ -1,0 +1,117 @@
+"""Build and run one candidate with TVM. Called in a child process: all of it may crash or hang with the candidate."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.workload import module_of, require_tvm, schedule_of, tvm_target
+from lorien.errors import BadInput
+from lorien.records import Candidate, Workload
+from lorien.target import Target
+
+if TYPE_CHECKING:
+    import tvm
+
+_INPUT_SEED = 0
+_BOUND_THREADS = ("cuda", "metal", "nvptx", "opencl", "rocm", "vulkan", "webgpu")
+"""Kinds whose code generators refuse loops that are not bound to threads."""
+
+
+def warm_up(target: Target) -> None:
+    """Import TVM and the target's intrinsics, and set the threads that kernels get: the target's cores, if they exist.
+
+    Call it first: TVM reads the number of threads once, and would take half of the CPUs it sees on x86.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    os.environ["TVM_NUM_THREADS"] = str(min(target.num_cores or available, available))
+    require_tvm()
+    register_intrinsics(target)
+
+
+def build(workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
+    """Compile a candidate to the shared library ``out``, its function named ``main``.
+
+    Raises
+    ------
+    BadInput
+        The trace does not fit the workload.
+    Exception
+        Whatever TVM or the linker raise on a schedule that cannot be compiled.
+    """
+    warm_up(target)
+    import tvm
+
+    module = module_of(workload)
+    device = tvm_target(target)
+    if candidate.schedule is None:
+        module = default_schedule(module, target)
+    else:
+        try:
+            module = schedule_of(workload, candidate).mod
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise BadInput(f"the trace does not fit workload {workload.name!r}: {error}") from error
+    tvm.tirx.build(module, device).export_library(str(out))
+
+
+def default_schedule(module: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """What TVM compiles without tuning: the loops as written; on GPUs bound to threads, without which nothing builds."""
+    if target.kind not in _BOUND_THREADS:
+        return module
+    from tvm.s_tir.transform import DefaultGPUSchedule
+
+    with tvm_target(target):
+        return DefaultGPUSchedule()(module)
+
+
+def run(workload: Workload, library: Path, target: Target, *, repeat: int, min_repeat_s: float) -> list[float]:
+    """Time a library that ``build`` wrote on this machine's device.
+
+    Returns
+    -------
+    list of float
+        ``repeat`` mean latencies in seconds, each over as many runs as fill ``min_repeat_s``, after one run to warm up.
+        Caches are warm, as they are between the operators of a network.
+    """
+    executable, device, arguments = _load(workload, library, target)
+    evaluator = executable.time_evaluator(
+        "main", device, number=1, repeat=repeat, min_repeat_ms=math.ceil(min_repeat_s * 1e3)
+    )
+    return [float(latency_s) for latency_s in evaluator(*arguments).results]
+
+
+def outputs(workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
+    """Every argument of the workload after one run on the same inputs, to compare one candidate with another."""
+    executable, device, arguments = _load(workload, library, target)
+    executable["main"](*arguments)
+    device.sync()
+    return [argument.numpy() for argument in arguments]
+
+
+def _load(workload: Workload, library: Path, target: Target) -> tuple[Any, Any, list[Any]]:
+    warm_up(target)
+    import ml_dtypes  # noqa: F401  # gives numpy the names of bfloat16 and the eight-bit floats
+    import tvm
+
+    device = tvm.runtime.device_from_target(tvm_target(target), 0)
+    rng = np.random.default_rng(_INPUT_SEED)
+    arguments = [
+        tvm.runtime.tensor(_random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype)), device)
+        for param in module_of(workload)["main"].params
+    ]
+    return tvm.runtime.load_module(str(library)), device, arguments
+
+
+def _random_tensor(rng: np.random.Generator, shape: list[int], dtype: str) -> npt.NDArray[Any]:
+    # Integers may be indices, so they stay within the shortest axis worth indexing. Floats stay off zero and below one:
+    # no denormals, no logarithm of a negative, no overflow in a long sum.
+    kind = np.dtype(dtype)
+    if kind.kind in "iub":
+        return rng.integers(0, 2, shape).astype(kind)
+    return (rng.random(shape, dtype=np.float32) * 0.9 + 0.1).astype(kind)
