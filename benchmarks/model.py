@@ -3,7 +3,7 @@
     python benchmarks/model.py --data DATASETS [--autotvm] [--metaschedule] [--preset fast]
 
 AutoTVM: per device, vgg-16 is held out and every workload it shares is dropped from training. MetaSchedule: each
-network is held out in turn. The commands are a user's: ingest, featurize, lorien-train --holdout-network, lorien evaluate.
+network is held out in turn. The commands are a user's.
 """
 
 from __future__ import annotations
