@@ -1,0 +1,208 @@
+"""The contract of a schedule database, and the rule of which schedules stay: every backend stores the same items."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, TypedDict
+
+import orjson
+
+from lorien.errors import BadInput
+from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload, canonical_json
+from lorien.target import Target
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_N_BEST = 8
+MAX_ITEM_BYTES = 400 * 1024 - 4096
+"""What the smallest backend (DynamoDB) takes in one item, less room for its keys and names. Holds in all of them."""
+
+
+@dataclass(frozen=True)
+class DatabaseStats:
+    """What a database holds."""
+
+    targets: int
+    workloads: int
+    records: int
+
+
+class ScheduleDatabase(Protocol):
+    """Best schedules per (target, workload), records of different framework builds kept apart.
+
+    Safe across threads and processes, forked ones included. Returned records are snapshots. Of each (target, workload,
+    build) the ``n_best`` schedules of the lowest median latency stay, ties broken by record key, so what a database
+    holds does not depend on the order of the writes. An item over ``MAX_ITEM_BYTES`` loses its slowest schedules, with
+    a warning. A candidate measured again counts with its fastest measurement. Candidates' scores and workloads' weights
+    belong to models and logs and are not kept; a workload comes back with every network it was put for.
+
+    All methods raise ``DatabaseUnavailable`` when the database cannot be read or written; nothing is changed then.
+    """
+
+    n_best: int
+
+    def put(self, record: TuningRecord) -> bool:
+        """Store one record, atomically. True if it entered the n best; False for a failed measurement or a repeat.
+
+        Raises
+        ------
+        BadInput
+            It has no framework build, or an ``OK`` measurement with a latency that is no positive number.
+        """
+
+    def put_many(self, records: Iterable[TuningRecord]) -> int:
+        """``put`` of all, in one transaction where the backend has them. How many of them entered the n best."""
+
+    def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
+        """At most ``n``, fastest first by median latency, of one build or of all; empty when unseen."""
+
+    def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
+        """At most ``n`` of the same workload on other targets of the family: the fastest of each first."""
+
+    def query(
+        self,
+        target: Target | None = None,
+        workload: str | None = None,
+        dialect: str | None = None,
+        network: str | None = None,
+    ) -> Iterator[TuningRecord]:
+        """Stream what fits all that is given, by target, workload and build, fastest first in each.
+
+        ``workload`` is a name, a shell pattern over names (``conv2d*``) or a key. Memory does not grow with the
+        database; records put meanwhile may or may not be seen.
+        """
+
+    def stats(self) -> DatabaseStats:
+        """Count targets, workloads and records."""
+
+    def close(self) -> None:
+        """Release connections. Closing twice is fine."""
+
+    def __enter__(self) -> ScheduleDatabase: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Entry(TypedDict):
+    """One schedule in an item, as JSON."""
+
+    key: str
+    latency_s: float
+    latencies_s: list[float]
+    schedule: Json
+    network: str | None
+    log: str | None
+    timestamp_s: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """The unit of storage: one (target, workload, build), its best schedules fastest first."""
+
+    target: Target
+    workload: Workload
+    build: str
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Target key, workload key, build."""
+        return self.target.key, self.workload.key, self.build
+
+    def records(self) -> list[TuningRecord]:
+        """The schedules as tuning records, fastest first."""
+        return [
+            TuningRecord(
+                workload=self.workload,
+                target=self.target,
+                candidate=Candidate(entry["schedule"]),
+                measurement=Measurement(Outcome.OK, tuple(entry["latencies_s"]), timestamp_s=entry["timestamp_s"]),
+                build=self.build,
+                network=entry["network"],
+                log=entry["log"],
+            )
+            for entry in self.entries
+        ]
+
+
+def latency_of(record: TuningRecord) -> float:
+    """Sort key: median latency in seconds of a record that ran."""
+    return record.measurement.latency_s or math.inf
+
+
+def new_items(records: Iterable[TuningRecord]) -> list[Item]:
+    """Group the successful records by item, in the order of the keys so that concurrent writers cannot deadlock.
+
+    Raises
+    ------
+    BadInput
+        See ``ScheduleDatabase.put``.
+    """
+    items: dict[tuple[str, str, str], Item] = {}
+    entries: dict[tuple[str, str, str], list[Entry]] = {}
+    for record in records:
+        latency_s = record.measurement.latency_s
+        if latency_s is None:
+            continue
+        if not (math.isfinite(latency_s) and latency_s > 0):
+            raise BadInput(f"record {record.key} of {record.workload.name!r} ran in {latency_s} s: no latency")
+        if not record.build:
+            raise BadInput(f"record {record.key} of {record.workload.name!r} names no framework build")
+        networks = {*record.workload.networks, *([record.network] if record.network else ())}
+        item = Item(record.target, replace(record.workload, weight=1.0, networks=tuple(sorted(networks))), record.build)
+        known = items.get(item.key)
+        items[item.key] = replace(item, workload=_join(known.workload, item.workload)) if known else item
+        entries.setdefault(item.key, []).append(
+            Entry(
+                key=record.key,
+                latency_s=latency_s,
+                latencies_s=list(record.measurement.latencies_s),
+                schedule=record.candidate.schedule,
+                network=record.network,
+                log=record.log,
+                timestamp_s=record.measurement.timestamp_s,
+            )
+        )
+    return [replace(items[key], entries=tuple(entries[key])) for key in sorted(items)]
+
+
+def merge(stored: Item | None, new: Item, n_best: int) -> tuple[Item, int]:
+    """The item that holds the best of both, and how many of the new schedules entered it."""
+    before = {entry["key"]: entry for entry in stored.entries} if stored else {}
+    fastest = dict(before)
+    for entry in new.entries:
+        known = fastest.get(entry["key"])
+        if known is None or entry["latency_s"] < known["latency_s"]:
+            fastest[entry["key"]] = entry
+    workload = _join(stored.workload, new.workload) if stored else new.workload
+    ranked = sorted(fastest.values(), key=lambda entry: (entry["latency_s"], entry["key"]))[:n_best]
+    kept = _fitting(ranked, workload)
+    entered = sum(before.get(entry["key"]) is not entry for entry in kept)
+    return Item(stored.target if stored else new.target, workload, new.build, tuple(kept)), entered
+
+
+def _join(known: Workload, other: Workload) -> Workload:
+    """What is known of a workload: a reader without its framework leaves out what another gives."""
+    return replace(
+        known,
+        definition=known.definition if known.definition is not None else other.definition,
+        flop=known.flop if known.flop is not None else other.flop,
+        networks=tuple(sorted({*known.networks, *other.networks})),
+    )
+
+
+def _fitting(ranked: list[Entry], workload: Workload) -> list[Entry]:
+    """The fastest entries that fit an item beside their workload."""
+    room = MAX_ITEM_BYTES - len(canonical_json(workload.to_json()))
+    for count, entry in enumerate(ranked):
+        room -= len(orjson.dumps(entry))
+        if room < 0:
+            logger.warning(
+                "workload %r: %d of %d schedules do not fit an item of %d bytes; the fastest %d stay",
+                workload.name, len(ranked) - count, len(ranked), MAX_ITEM_BYTES, count,
+            )  # fmt: skip
+            return ranked[:count]
+    return ranked

@@ -1,0 +1,262 @@
+"""Schedule database in one SQLite file. For the processes of one machine: WAL does not work on network file systems."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
+from lorien.errors import BadInput, DatabaseUnavailable, LorienError, SchemaMismatch
+from lorien.records import TuningRecord, Workload
+from lorien.target import Target
+
+URL_PREFIX = "sqlite:///"
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4C6F7269  # "Lori": tells our files from those of other programs
+BUSY_TIMEOUT_S = 30.0
+QUERY_PAGE = 64
+
+# name, dialect and networks are there to filter by; workload, target and records hold the item.
+_SCHEMA = (
+    "CREATE TABLE about (n_best INTEGER NOT NULL)",
+    """CREATE TABLE item (
+        target_key TEXT NOT NULL, workload_key TEXT NOT NULL, build TEXT NOT NULL,
+        family TEXT NOT NULL, dialect TEXT NOT NULL, name TEXT NOT NULL, networks TEXT NOT NULL,
+        target TEXT NOT NULL, workload TEXT NOT NULL, records TEXT NOT NULL,
+        PRIMARY KEY (target_key, workload_key, build))""",
+    "CREATE INDEX item_workload ON item (workload_key, family)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_ITEM = "SELECT target, workload, build, records FROM item"
+
+
+class SqliteDatabase:
+    """``ScheduleDatabase`` in a SQLite file; ``open_database`` tells the parameters and the errors.
+
+    The threads of a process share one connection under a lock.
+    """
+
+    def __init__(self, url: str, *, create: bool = True, n_best: int | None = None) -> None:
+        path = url.removeprefix(URL_PREFIX)
+        if path in ("", url):
+            raise BadInput(f"database {url!r}: write sqlite:///relative.db or sqlite:////absolute.db")
+        if n_best is not None and n_best < 1:
+            raise BadInput(f"n_best is {n_best}: a database keeps at least one schedule")
+        self._path = Path(path).absolute()
+        if not self._path.parent.is_dir():
+            raise BadInput(f"no folder {self._path.parent} for the database; an absolute path is sqlite:////path")
+        if not create and not self._path.exists():
+            raise BadInput(f"no database at {self._path}. Fix: lorien commit --logs LOGS --db {url}")
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        _OPEN.add(self)
+        try:
+            self.n_best = self._prepare(n_best)
+        except BaseException:
+            self.close()
+            raise
+
+    def put(self, record: TuningRecord) -> bool:
+        """See ``ScheduleDatabase.put``."""
+        return self.put_many([record]) == 1
+
+    def put_many(self, records: Iterable[TuningRecord]) -> int:
+        """See ``ScheduleDatabase.put_many``."""
+        entered = 0
+        items = new_items(records)
+        with self._transaction() as connection:
+            for item in items:
+                where = f"{_ITEM} WHERE target_key = ? AND workload_key = ? AND build = ?"
+                row = connection.execute(where, item.key).fetchone()
+                stored = _item(row) if row else None
+                merged, count = merge(stored, item, self.n_best)
+                entered += count
+                if merged != stored:
+                    connection.execute("INSERT OR REPLACE INTO item VALUES (?,?,?,?,?,?,?,?,?,?)", _row(merged))
+        return entered
+
+    def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
+        """See ``ScheduleDatabase.best``."""
+        items = self._items(
+            "WHERE target_key = ? AND workload_key = ? AND build = coalesce(?, build)",
+            (target.key, workload_key, build),
+        )
+        return sorted((record for item in items for record in item.records()), key=latency_of)[:n]
+
+    def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
+        """See ``ScheduleDatabase.related``."""
+        items = self._items(
+            "WHERE workload_key = ? AND family = ? AND target_key <> ?", (workload_key, target.family, target.key)
+        )
+        ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
+        return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+
+    def query(
+        self,
+        target: Target | None = None,
+        workload: str | None = None,
+        dialect: str | None = None,
+        network: str | None = None,
+    ) -> Iterator[TuningRecord]:
+        """See ``ScheduleDatabase.query``."""
+        where = """WHERE (target_key, workload_key, build) > (:target_key, :workload_key, :build)
+            AND target_key = coalesce(:target, target_key)
+            AND dialect = coalesce(:dialect, dialect)
+            AND (:workload IS NULL OR :workload IN (workload_key, name) OR name GLOB :workload)
+            AND (:network IS NULL OR :network IN (SELECT value FROM json_each(networks)))
+            ORDER BY target_key, workload_key, build LIMIT :page"""
+        values: dict[str, str | int | None] = {
+            "target": target.key if target else None,
+            "workload": workload,
+            "dialect": dialect,
+            "network": network,
+            "page": QUERY_PAGE,
+            "target_key": "",
+            "workload_key": "",
+            "build": "",
+        }
+        # Pages instead of an open cursor: nothing is held between two of them, and a fork in between does no harm.
+        while page := self._items(where, values):
+            for item in page:
+                yield from item.records()
+            values |= zip(("target_key", "workload_key", "build"), page[-1].key, strict=True)
+
+    def stats(self) -> DatabaseStats:
+        """See ``ScheduleDatabase.stats``."""
+        counts = (
+            "SELECT count(DISTINCT target_key), count(DISTINCT workload_key), "
+            "coalesce(sum(json_array_length(records)), 0) FROM item"
+        )
+        with self._connected() as connection:
+            return DatabaseStats(*connection.execute(counts).fetchone())
+
+    def close(self) -> None:
+        """See ``ScheduleDatabase.close``; a later call opens the file again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> SqliteDatabase:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _items(self, where: str, values: Sequence[str | None] | Mapping[str, str | int | None]) -> list[Item]:
+        with self._connected() as connection:
+            return [_item(row) for row in connection.execute(f"{_ITEM} {where}", values)]
+
+    def _prepare(self, n_best: int | None) -> int:
+        """Make the tables where the file is new, check them where it is not; gives the number of best to keep."""
+        with self._connected() as connection:
+            made = self._made(connection)
+            if not made:
+                # Before the tables, so that a file that has them is in WAL mode for certain.
+                connection.execute("PRAGMA journal_mode = WAL")
+        if not made:
+            with self._transaction() as connection:
+                if not self._made(connection):
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+                    connection.execute("INSERT INTO about VALUES (?)", (n_best or DEFAULT_N_BEST,))
+        with self._connected() as connection:
+            (kept,) = connection.execute("SELECT n_best FROM about").fetchone()
+        if n_best not in (None, kept):
+            raise BadInput(f"{self._path} keeps the {kept} best, not {n_best}: that was fixed when it was made")
+        return int(kept)
+
+    def _made(self, connection: sqlite3.Connection) -> bool:
+        """False for an empty file. Raises ``BadInput`` or ``SchemaMismatch`` for a file that is not ours to write."""
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if tables == 0:
+            return False
+        if application != APPLICATION_ID:
+            raise BadInput(f"{self._path} is the SQLite file of another program. Fix: give another path")
+        if version != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"{self._path} has schema {version}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
+                "wrote it, or commit the logs into a new file"
+            )
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as connection:
+            # IMMEDIATE: what is read is what will be replaced, no writer comes in between.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = sqlite3.connect(
+                        self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                    )
+                yield self._connection
+            except (sqlite3.Error, orjson.JSONDecodeError) as error:
+                raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> LorienError:
+        if "not a database" in str(error):
+            return BadInput(f"{self._path} is no SQLite database. Fix: give another path")
+        if isinstance(error, orjson.JSONDecodeError) or "malformed" in str(error):
+            fix = "the file is damaged: restore a copy, or commit the logs into a new one"
+        else:
+            fix = (
+                "see that the disk has room, the file and its folder can be written and no process holds it; run again"
+            )
+        return DatabaseUnavailable(f"database {self._path}: {error}. Nothing was changed. Fix: {fix}")
+
+
+def _item(row: tuple[str, str, str, str]) -> Item:
+    target, workload, build, records = row
+    return Item(Target.parse(target), Workload.from_json(orjson.loads(workload)), build, tuple(orjson.loads(records)))
+
+
+def _row(item: Item) -> tuple[str, ...]:
+    values = (list(item.workload.networks), item.target.to_json(), item.workload.to_json(), item.entries)
+    names = (item.target.family, item.workload.dialect, item.workload.name)
+    return (*item.key, *names, *(orjson.dumps(value).decode() for value in values))
+
+
+# SQLite must not be taken across a fork: a child that inherits an open connection believes that it holds the parent's
+# file locks, even on a connection of its own. So every connection is closed before a fork and opened again on use.
+_OPEN: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
+_forking = threading.Lock()
+_paused: list[SqliteDatabase] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    _paused.extend(_OPEN)
+    for database in _paused:
+        database._lock.acquire()
+        database.close()
+
+
+def _after_fork() -> None:
+    while _paused:
+        _paused.pop()._lock.release()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
