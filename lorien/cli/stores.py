@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorien.cli.console import JsonFlag, command, emit, latency, out, progress, table, warn
-from lorien.target import Target
+from lorien.records import Json, TuningRecord
 
 LogsUrl = Annotated[str, typer.Option("--logs", help="Log store: a folder or file:// URL.")]
 DatabaseUrl = Annotated[str, typer.Option("--db", help="Schedule database, such as sqlite:///schedules.db.")]
+
+KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @command
@@ -85,20 +89,47 @@ def commit(
 def query(
     db: DatabaseUrl,
     workload: Annotated[str | None, typer.Option(help="Workload key, or a part of its name.")] = None,
-    target: Annotated[str | None, typer.Option(help="Only this target: its key or TVM's form.")] = None,
+    target: Annotated[str | None, typer.Option(help="Only this target: TVM's form, KIND_MODEL or native.")] = None,
     dialect: Annotated[str | None, typer.Option(help="Only this dialect.")] = None,
     network: Annotated[str | None, typer.Option(help="Only workloads of this network.")] = None,
-    best: Annotated[int, typer.Option(min=1, help="Schedules per workload, fastest first.")] = 1,
-    related: Annotated[bool, typer.Option(help="Also targets of the same family.")] = False,
+    best: Annotated[int, typer.Option(min=1, help="Schedules per workload and framework build, fastest first.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Look up the best schedules known."""
-    raise NotImplementedError
+    from lorien.database import open_database
+    from lorien.dialects import resolve_target
+
+    asked = resolve_target(target) if target else None
+    if workload and not KEY.fullmatch(workload) and not set("*?[") & set(workload):
+        workload = f"*{workload}*"
+    found: list[TuningRecord] = []
+    with open_database(db, create=False) as database:
+        records = database.query(target=asked, workload=workload, dialect=dialect, network=network)
+        for _, item in itertools.groupby(records, lambda r: (r.target.key, r.workload.key, r.build)):
+            found.extend(itertools.islice(item, best))
+    if as_json:
+        emit({"records": [record_json(record) for record in found]})
+        return
+    rows = [[r.workload.name, r.target.key, r.build, latency(r.measurement.latency_s), gflops(r)] for r in found]
+    table(f"{len(found)} schedules in {db}", ["workload", "target", "build", "latency", "GFLOPS"], rows)
 
 
-def query_target(text: str | None) -> Target | None:
-    """A target filter as the user writes it."""
-    return Target.parse(text) if text else None
+def record_json(record: TuningRecord) -> dict[str, Json]:
+    """One schedule of ``lorien query --json``."""
+    return {
+        "name": record.workload.name,
+        "key": record.workload.key,
+        "dialect": record.workload.dialect,
+        "target": record.target.key,
+        "networks": list(record.workload.networks),
+        "build": record.build,
+        "latency_s": record.measurement.latency_s,
+        "log": record.log,
+        "schedule": record.candidate.schedule,
+    }
 
 
-__all__ = ["commit", "ingest", "latency", "query", "table"]
+def gflops(record: TuningRecord) -> str:
+    """Rate of a schedule for people; a dash when the operations are not known."""
+    flop, latency_s = record.workload.flop, record.measurement.latency_s
+    return f"{flop / latency_s / 1e9:.1f}" if flop and latency_s else "-"
