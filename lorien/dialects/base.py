@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -128,10 +128,19 @@ class LiveDialect(LogDialect, Protocol):
         candidates are random samples and carry no score.
         """
 
+    def warm_up(self, target: Target) -> None:
+        """Import the framework, so that the first build does not pay for it. Called first thing in a measuring child."""
+
     def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
-        """Compile a candidate to the shared library ``out``. Runs in a child; may raise, crash or hang."""
+        """Compile a candidate to the shared library ``out``. Runs in a child; may raise, crash or hang.
+
+        Raises ``BadInput`` when the schedule does not fit the workload; anything else raised is a build error.
+        """
 
     def run(
         self, workload: Workload, library: Path, target: Target, *, repeat: int, min_repeat_s: float
     ) -> list[float]:
         """Latencies in seconds, one per repeat. Runs in a child; may raise, crash or hang."""
+
+    def outputs(self, workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
+        """All tensors after one run on inputs that depend on the workload only. Runs in a child."""

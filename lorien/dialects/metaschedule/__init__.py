@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from lorien.dialects.base import LogInfo, ReadReport, ScoreFn
 from lorien.dialects.metaschedule import logs
@@ -62,6 +65,12 @@ class MetaScheduleDialect:
 
         return search(workload, target, count, score, seed=seed, budget_s=budget_s)
 
+    def warm_up(self, target: Target) -> None:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.compile import warm_up
+
+        warm_up(target)
+
     def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
         """See ``LiveDialect``."""
         from lorien.dialects.metaschedule.compile import build
@@ -75,3 +84,9 @@ class MetaScheduleDialect:
         from lorien.dialects.metaschedule.compile import run
 
         return run(workload, library, target, repeat=repeat, min_repeat_s=min_repeat_s)
+
+    def outputs(self, workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.compile import outputs
+
+        return outputs(workload, library, target)

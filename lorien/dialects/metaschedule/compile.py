@@ -61,7 +61,7 @@ def build(workload: Workload, candidate: Candidate, target: Target, out: Path) -
 
 
 def default_schedule(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """What TVM compiles without tuning: the loops as written; on GPUs bound to threads, without which nothing builds."""
+    """What TVM compiles without tuning: the loops as written; for GPUs bound to threads, or nothing would build."""
     if target.kind not in _BOUND_THREADS:
         return module
     from tvm.s_tir.transform import DefaultGPUSchedule

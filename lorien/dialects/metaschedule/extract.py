@@ -1,4 +1,4 @@
-"""Tuning tasks of a model: ONNX into Relax, lowered and fused as Relax compiles it, one workload per distinct kernel."""
+"""Tuning tasks of a model: ONNX into Relax, lowered and fused as Relax compiles it, a workload per distinct kernel."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def load_model(model: Path, shapes: Shapes | None = None) -> tvm.IRModule:
 
 
 def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """A Relax module as fused kernels: the passes after which the tasks found are those that ``compile_relax`` tunes."""
+    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` looks up."""
     from tvm import relax
     from tvm.ir.transform import Sequential
 
