@@ -1,0 +1,140 @@
+"""The child's side of measuring: takes jobs from a socket, one at a time, until its parent is gone."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import resource
+import select
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from lorien.dialects import open_live_dialect
+from lorien.errors import BadInput
+from lorien.records import Candidate, Json, Measurement, Outcome, Workload
+from lorien.target import Target
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from lorien.dialects.base import LiveDialect
+
+_GRACE_S = 10.0
+_DETAIL_CHARS = 500
+_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}
+"""Largest difference allowed, in parts of the largest value, by bytes of a float: schedules reorder sums."""
+
+
+def main(fd: int) -> None:
+    """Serve the jobs that come through the socket ``fd``; every message is JSON. The first one is the set-up."""
+    threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
+    wire = Connection(fd)
+    setup = orjson.loads(wire.recv_bytes())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"], setup["memory_bytes"]))
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's pool would take threads, and memory, from what is measured
+    target = Target.parse(setup["target"])
+    dialect = open_live_dialect(setup["dialect"])
+    dialect.warm_up(target)
+    answer: Measurement | None = None
+    while True:
+        try:
+            wire.send_bytes(orjson.dumps(answer and answer.to_json()))
+            job = orjson.loads(wire.recv_bytes())
+        except (EOFError, OSError):
+            return
+        # The parent kills what overruns. Should it be gone too, and the thread below kept from running by native code
+        # that holds the interpreter, the kernel does it.
+        signal.setitimer(signal.ITIMER_REAL, job["timeout_s"] + _GRACE_S)
+        answer = _JOBS[job["do"]](dialect, target, job)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _die_with_parent(fd: int) -> None:
+    hang_up = select.poll()
+    hang_up.register(fd, 0)
+    hang_up.poll()
+    os.killpg(0, signal.SIGKILL)  # the child leads its process group: a compiler it started goes too
+
+
+def _build(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
+    library = Path(job["library"])
+
+    def build() -> Measurement | None:
+        dialect.build(Workload.from_json(job["workload"]), Candidate(job["schedule"]), target, library)
+        return None if library.is_file() else Measurement(Outcome.BUILD_ERROR, detail="the build wrote no library")
+
+    return _attempt(build, Outcome.BUILD_ERROR)
+
+
+def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
+    workload, library = Workload.from_json(job["workload"]), Path(job["library"])
+
+    def run() -> Measurement:
+        if job["expected"] is not None:
+            wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
+            if wrong:
+                return Measurement(Outcome.WRONG_RESULT, detail=wrong)
+        latencies_s = dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"])
+        if not latencies_s or not all(0 < latency_s < math.inf for latency_s in latencies_s):
+            return Measurement(Outcome.RUN_ERROR, detail=f"the run gave no usable latencies: {latencies_s}")
+        return Measurement(Outcome.OK, tuple(latencies_s))
+
+    return _attempt(run, Outcome.RUN_ERROR)
+
+
+def _expect(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
+    import numpy as np
+
+    def expect() -> None:
+        found = dialect.outputs(Workload.from_json(job["workload"]), Path(job["library"]), target)
+        # As float64, which holds them all: numpy's files do not keep the names of bfloat16 and its like.
+        np.savez(job["expected"], *[tensor.astype(np.float64) for tensor in found])
+
+    return _attempt(expect, Outcome.RUN_ERROR)
+
+
+_JOBS: dict[str, Callable[[LiveDialect, Target, dict[str, Json]], Measurement | None]] = {
+    "build": _build,
+    "run": _run,
+    "expect": _expect,
+}
+
+
+def _attempt(work: Callable[[], Measurement | None], failure: Outcome) -> Measurement | None:
+    try:
+        return work()
+    except Exception as error:  # a framework raises anything; here it is data
+        if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+            failure = Outcome.OUT_OF_MEMORY
+        elif isinstance(error, BadInput):
+            failure = Outcome.INSTANTIATION_ERROR
+        return Measurement(failure, detail=f"{type(error).__name__}: {error}".strip()[:_DETAIL_CHARS])
+
+
+@functools.lru_cache(maxsize=1)
+def _load(expected: str) -> list[npt.NDArray[Any]]:
+    import numpy as np
+
+    with np.load(expected) as tensors:
+        return [tensors[name] for name in tensors.files]
+
+
+def _difference(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> str:
+    import numpy as np
+
+    for index, (tensor, right) in enumerate(zip(found, expected, strict=True)):
+        tolerance = 0.0 if tensor.dtype.kind in "iub" else _TOLERANCE[tensor.dtype.itemsize]
+        value = tensor.astype(np.float64)
+        scale = float(np.nanmax(np.abs(right), initial=0.0))
+        if not np.allclose(value, right, rtol=0.0, atol=tolerance * scale, equal_nan=True):
+            worst = float(np.nanmax(np.abs(value - right), initial=0.0))
+            return f"tensor {index} is off by {worst:.3g} where the default schedule's largest value is {scale:.3g}"
+    return ""

@@ -1,0 +1,299 @@
+"""Builds and runs candidates in child processes that can be killed: a crash, a hang, a wrong build are Measurements.
+
+The children are kept here and not by a pool library, for the sake of the timings: this knows that nothing of ours is
+starting, importing or building while a candidate runs; and a child is not a copy of the caller's ``__main__``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Pipe, wait
+from pathlib import Path
+from types import TracebackType
+
+import orjson
+
+from lorien.dialects import open_live_dialect
+from lorien.errors import LorienError
+from lorien.records import Candidate, Json, Measurement, Outcome, Workload
+from lorien.target import Target
+
+_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from lorien.tune._child import main; main(int(sys.argv[1]))"
+_START_TIMEOUT_S = 120.0
+_EXIT_TIMEOUT_S = 5.0
+_LOG_TAIL_BYTES = 500
+
+Progress = Callable[[int, Measurement], None]
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How candidates are built and run.
+
+    Parameters
+    ----------
+    builders : int
+        Candidates built at a time.
+    build_timeout_s, run_timeout_s : float
+        Seconds after which a build or a run is killed.
+    repeat : int
+        Latencies per candidate.
+    min_repeat_s : float
+        Seconds that each of them is the mean over, at least.
+    memory_bytes : int
+        Data a child may allocate.
+    jobs_per_child : int
+        Builds or runs after which a child is replaced: compilers leak, and loaded libraries stay.
+    check : bool
+        Compare the outputs of each candidate with those of the default schedule before it is timed.
+    """
+
+    builders: int = field(default_factory=available_cores)
+    build_timeout_s: float = 30.0
+    run_timeout_s: float = 30.0
+    repeat: int = 3
+    min_repeat_s: float = 0.06
+    memory_bytes: int = 4 << 30
+    jobs_per_child: int = 500
+    check: bool = False
+
+
+class Measurer:
+    """Builds candidates in parallel, then runs them one at a time, in warm child processes. Safe across threads.
+
+    The children start to warm up here, in the background. ``close`` ends them, and so does the end of this process,
+    however it comes.
+
+    Parameters
+    ----------
+    dialect : str
+        Name of a live dialect.
+    target : Target
+        This machine, or the device of it that is measured.
+    config : MeasureConfig
+
+    Raises
+    ------
+    UnknownDialect, UnsupportedOperation
+        There is no such dialect, or it cannot build and run.
+    """
+
+    def __init__(self, dialect: str, target: Target, config: MeasureConfig | None = None) -> None:
+        open_live_dialect(dialect)
+        self._config = config or MeasureConfig()
+        self._lock = threading.Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
+        setup = {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
+        self._children = [
+            _Child(orjson.dumps(setup), Path(self._folder.name, f"child{index}.log"))
+            for index in range(self._config.builders + 1)
+        ]
+        self._runner, *self._builders = self._children
+
+    def measure(
+        self, workload: Workload, candidates: Sequence[Candidate], progress: Progress | None = None
+    ) -> list[Measurement]:
+        """Build all candidates, then run those that built; results in the order given.
+
+        Parameters
+        ----------
+        workload : Workload
+        candidates : sequence of Candidate
+        progress : callable, optional
+            Called in this thread with the index and the measurement of each candidate as it is done.
+
+        Raises
+        ------
+        LorienError
+            A child could not start at all. What a candidate does never raises here.
+        """
+        results: dict[int, Measurement] = {}
+
+        def done(index: int, measurement: Measurement) -> None:
+            results[index] = replace(measurement, timestamp_s=time.time())
+            if progress is not None:
+                progress(index, results[index])
+
+        with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            try:
+                self._measure(workload, candidates, Path(folder), done)
+            except BaseException:  # also an interrupt: what the children were doing is of no use any more
+                self._kill()
+                raise
+        return [results[index] for index in range(len(candidates))]
+
+    def _measure(self, workload: Workload, candidates: Sequence[Candidate], folder: Path, done: Progress) -> None:
+        common = {
+            "workload": workload.to_json(),
+            "repeat": self._config.repeat,
+            "min_repeat_s": self._config.min_repeat_s,
+            "expected": str(folder / "expected.npz") if self._config.check else None,
+        }
+        # The folder is new in every call: the loader takes a path it has seen for the library it has loaded.
+        jobs = {
+            index: {**common, "schedule": candidate.schedule, "library": str(folder / f"{index}.so")}
+            for index, candidate in enumerate(candidates)
+        }
+        if self._config.check:
+            default = {-1: {**common, "schedule": None, "library": str(folder / "default.so")}}
+            for do, child in (("build", self._builders[0]), ("expect", self._runner)):
+                for _, failure in self._work(do, [child], default):
+                    if failure is not None:
+                        detail = f"nothing to check against: default schedule: {failure.outcome.value} {failure.detail}"
+                        for index in jobs:
+                            done(index, Measurement(Outcome.UNKNOWN_ERROR, detail=detail))
+                        return
+        for index, failure in self._work("build", self._builders, jobs):
+            if failure is not None:
+                done(index, failure)
+                del jobs[index]
+        for index, result in self._work("run", [self._runner], jobs):
+            done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
+
+    def _work(
+        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
+    ) -> Iterator[tuple[int, Measurement | None]]:
+        """Give the jobs to the workers; ends when all are done and every child, worker or not, is at rest."""
+        config = self._config
+        timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
+        waiting = deque(jobs.items())
+        while True:
+            for child in workers:
+                if waiting and child.idle and (child.exited or child.jobs >= config.jobs_per_child):
+                    child.kill()
+                if waiting and child.dead:
+                    child.start()
+                if waiting and child.idle:
+                    index, job = waiting.popleft()
+                    child.give(index, {**job, "do": do, "timeout_s": timeout_s}, timeout_s)
+            busy = [child for child in self._children if not child.idle and not child.dead]
+            if not busy:
+                return
+            wait([child.wire for child in busy], max(0.0, min(child.deadline_s for child in busy) - time.monotonic()))
+            for child in busy:
+                yield from child.answers()
+
+    def _kill(self) -> None:
+        for child in self._children:
+            child.kill()
+
+    def close(self) -> None:
+        """End the children."""
+        self._kill()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Child:
+    """One child process: dead; warming up; idle; or busy with a job."""
+
+    def __init__(self, setup: bytes, log: Path) -> None:
+        self._setup = setup
+        self._log = log
+        self.start()
+
+    def start(self) -> None:
+        """Start a process and let it warm up."""
+        self.wire, theirs = Pipe()
+        with theirs, self._log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
+            )
+        self.dead = False
+        self.jobs = 0
+        self._job: int | None = None
+        self._said_before = 0
+        self._overrun = Outcome.UNKNOWN_ERROR
+        self._send(self._setup, _START_TIMEOUT_S)
+
+    def give(self, index: int, job: Json, timeout_s: float) -> None:
+        """Send a job to an idle child."""
+        self.jobs += 1
+        self._job = index
+        self._said_before = self._log.stat().st_size
+        self._overrun = Outcome.BUILD_TIMEOUT if job["do"] == "build" else Outcome.RUN_TIMEOUT
+        self._send(orjson.dumps(job), timeout_s)
+
+    def _send(self, message: bytes, timeout_s: float) -> None:
+        self.idle = False
+        self._timeout_s = timeout_s
+        self.deadline_s = time.monotonic() + timeout_s
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: found out by answers()
+            self.wire.send_bytes(message)
+
+    @property
+    def exited(self) -> bool:
+        """True when the process is gone, of its own or by another's hand."""
+        return self._process.poll() is not None
+
+    def answers(self) -> Iterator[tuple[int, Measurement | None]]:
+        """The job that ended, if one did: its index, and a Measurement or None for a build that went well."""
+        result: Measurement | None
+        if self.wire.poll():
+            try:
+                value = orjson.loads(self.wire.recv_bytes())
+            except (EOFError, OSError, ValueError):  # dead, or it writes rubbish
+                result = self._death()
+            else:
+                self.idle = True
+                result = Measurement.from_json(value) if value is not None else None
+                if result is not None and result.outcome is Outcome.OUT_OF_MEMORY:
+                    self.kill()  # what it could not free would count against the next
+        elif time.monotonic() >= self.deadline_s:
+            self.kill()
+            result = Measurement(self._overrun, detail=f"killed after {self._timeout_s:g} s")
+        else:
+            return
+        index, self._job = self._job, None
+        if index is not None:
+            yield index, result
+        elif result is not None:
+            raise LorienError(f"a measuring process did not start: {result.detail}. Fix: run lorien doctor")
+
+    def _death(self) -> Measurement:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the socket closes a little before the process ends
+            self._process.wait(_EXIT_TIMEOUT_S)
+        self.kill()
+        code = self._process.returncode
+        said = self._log.read_bytes()[self._said_before :][-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        if code == -signal.SIGKILL:
+            return Measurement(Outcome.OUT_OF_MEMORY, detail=f"killed, as the kernel does for want of memory. {said}")
+        outcome = Outcome.OUT_OF_MEMORY if "bad_alloc" in said or "out of memory" in said.lower() else Outcome.CRASH
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Measurement(outcome, detail=f"{cause}. {said}".strip())
+
+    def kill(self) -> None:
+        """End the process, and what it started, and wait for its end."""
+        if not self.dead:
+            if not self.exited:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self.wire.close()
+            self.dead, self.idle = True, False
