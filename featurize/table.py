@@ -65,6 +65,7 @@ class _Shard:
     info: LogInfo
     target_key: str
     shard: tuple[int, int]
+    size_bytes: int
     table: Path
     source: dict[str, str]
 
@@ -114,7 +115,8 @@ def featurize(
     todo = [shard for log in stored for shard in _shards(log, logs, out)]
     stale = [shard for shard in todo if not _is_current(shard)]
     report.unchanged = len(todo) - len(stale)
-    stale.sort(key=lambda shard: -sum(f.stat().st_size for f in shard.log_path.rglob("*")))
+    # The largest first: the last shard to end is then a small one.
+    stale.sort(key=lambda shard: -shard.size_bytes)
     for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
         report.rows += done.rows
         report.skipped += done.skipped
@@ -170,6 +172,7 @@ def _shards(log: StoredLog, logs: LogStore, out: Path) -> list[_Shard]:
                 info=log.info,
                 target_key=log.target.key,
                 shard=(index, count),
+                size_bytes=log.size_bytes // count,
                 table=folder / f"{log.id.rsplit('/', 1)[-1]}-{index}of{count}.parquet",
                 source={"store": logs.url, "log": log.id, "fingerprint": log.fingerprint, "shard": f"{index}/{count}"},
             )

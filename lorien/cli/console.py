@@ -23,7 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# Piped into a file or a pager, a table is as wide as it needs to be.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 
