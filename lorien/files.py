@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +20,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one; a full disk or a crash leaves the old one. The leading dot keeps
     directory readers (Arrow among them) from taking a leftover for data.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         _sync(temporary)
@@ -36,16 +33,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well; a folder that was there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             _sync(file)
         if path.exists():
             # A folder cannot be renamed over a full one: the old one steps aside first, and goes last.
-            aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+            aside = _beside(path)
             path.replace(aside)
             temporary.replace(path)
             shutil.rmtree(aside)
@@ -63,6 +59,12 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    # Not of the tempfile module: its files are for their owner only, and these are to be what the umask says.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{path.suffix}")
 
 
 def _sync(path: Path) -> None:
