@@ -50,6 +50,10 @@ class DatabaseUnavailable(LorienError, OSError):
     """The database cannot be read or written now. Nothing was changed."""
 
 
+class StoreUnavailable(LorienError, OSError):
+    """A log store cannot be read or written now. Nothing half-written is taken for whole."""
+
+
 class MissingExtra(LorienError, ImportError):
     """An optional part is not installed; the message holds the command that installs it."""
 

@@ -34,7 +34,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     rest = b""
     try:
-        for chunk in _chunks(path):
+        for chunk in chunks(path):
             head, newline, tail = chunk.rpartition(b"\n")
             if not newline:
                 rest += chunk
@@ -80,7 +80,8 @@ def find_logs(path: Path, suffixes: tuple[str, ...], accepts: Callable[[bytes], 
             yield file
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path) -> Iterator[bytes]:
+    """Stream the decompressed bytes of a file, gzip or not, whole or cut short. Raises ``OSError``."""
     with path.open("rb") as stream:
         is_gzip = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         stream.seek(0)

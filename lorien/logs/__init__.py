@@ -1,1 +1,31 @@
-"""Full tuning logs, in their native formats."""
+"""Full tuning logs, in their native formats. ``open_logs`` takes the URL, ``base`` holds the contract."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from lorien.errors import BadInput
+
+if TYPE_CHECKING:
+    from lorien.logs.base import LogStore
+
+_SCHEMES = {"file": "lorien.logs.local:LocalLogStore"}
+
+
+def open_logs(url: str) -> LogStore:
+    """Open a log store: a folder or a ``file://`` URL. A folder that is not there is made by the first log put in.
+
+    Raises
+    ------
+    BadInput
+        Unknown scheme, or something is there that is no folder.
+    """
+    scheme, found, _ = url.partition("://")
+    if not found:
+        scheme, url = "file", f"file://{url}"
+    if scheme not in _SCHEMES:
+        raise BadInput(f"log store {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
+    module, _, attribute = _SCHEMES[scheme].partition(":")
+    store: LogStore = getattr(importlib.import_module(module), attribute)(url)
+    return store

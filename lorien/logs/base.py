@@ -1,0 +1,226 @@
+"""The contract of a log store, and what it keeps beside each log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from lorien.dialects.base import LogInfo
+from lorien.errors import BadInput, SchemaMismatch
+from lorien.records import Json
+from lorien.target import Target
+
+SIDECAR = "lorien.json"
+SIDECAR_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One native file of a log.
+
+    Parameters
+    ----------
+    name : str
+        As the framework named it.
+    stored_bytes : int
+        Size as it came, compressed or not.
+    bytes, sha256 : int, str
+        Of the decompressed content.
+    lines_bytes, lines_sha256 : int, str
+        Of the decompressed content to its last newline: the part that stays when an interrupted run is resumed.
+    """
+
+    name: str
+    stored_bytes: int
+    bytes: int
+    sha256: str
+    lines_bytes: int
+    lines_sha256: str
+
+
+@dataclass(frozen=True)
+class StoredLog:
+    """A log in a store. It never changes: a run that grew is another log, which replaces it.
+
+    Parameters
+    ----------
+    dialect : str
+        Framework that wrote it.
+    target : Target
+        The device.
+    network : str, optional
+        Network it was tuned for.
+    build : str
+        Framework and version, where the log does not say.
+    weights : dict of str to float
+        Calls of a workload (by name) in the network, where known.
+    files : tuple of LogFile
+        The native files, in the dialect's order.
+    is_folder : bool
+        The dialect takes the folder of the files for the log, not its one file.
+    fingerprint : str
+        SHA-256 over the decompressed content, hexadecimal: neither names nor compression change it.
+    records, failed, unreadable, workloads : int
+        What a full reading counted; ``failed`` ones are records too.
+    host, job : str, optional
+        Machine it was measured on and tuning job that wrote it, where known.
+    started_s, ended_s : float, optional
+        Unix times of the first and last measurement, where the log says.
+    """
+
+    dialect: str
+    target: Target
+    network: str | None
+    files: tuple[LogFile, ...]
+    is_folder: bool
+    fingerprint: str
+    records: int
+    failed: int
+    unreadable: int
+    workloads: int
+    build: str = "unknown"
+    weights: dict[str, float] = field(default_factory=dict)
+    host: str | None = None
+    job: str | None = None
+    started_s: float | None = None
+    ended_s: float | None = None
+
+    @property
+    def id(self) -> str:
+        """Its place in a store: ``<dialect>/<target key>/<network>-<12 digits of the fingerprint>``."""
+        network = re.sub(r"[^A-Za-z0-9._+]+", "-", self.network or "").strip("-.") or "log"
+        return f"{self.dialect}/{self.target.key}/{network}-{self.fingerprint[:12]}"
+
+    @property
+    def info(self) -> LogInfo:
+        """What ``LogDialect.read`` is to be told."""
+        return LogInfo(self.target, self.network, self.build, self.weights)
+
+    @property
+    def size_bytes(self) -> int:
+        """All files, as stored."""
+        return sum(file.stored_bytes for file in self.files)
+
+    def to_json(self) -> dict[str, Json]:
+        """Content of the sidecar; what a tuner writes beside its log has the same names."""
+        value = {"version": SIDECAR_VERSION} | asdict(self)
+        value["target"] = self.target.to_json()
+        value["framework"] = value.pop("build")
+        value["tasks"] = [{"task": name, "weight": weight} for name, weight in value.pop("weights").items()]
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Json], where: Path | str) -> StoredLog:
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        SchemaMismatch
+            It is of another version than this Lorien's.
+        BadInput
+            Fields are missing or of the wrong kind.
+        """
+        if value.get("version") != SIDECAR_VERSION:
+            raise SchemaMismatch(
+                f"{where} is of version {value.get('version')!r}, this Lorien reads {SIDECAR_VERSION}. "
+                "Fix: use the Lorien that wrote it, or ingest the log into a new store"
+            )
+        info = info_of(value, where)
+        if info.target is None:
+            raise BadInput(f"{where} names no target. Fix: ingest the log again with --target")
+        names = ("dialect", "is_folder", "fingerprint", "records", "failed", "unreadable", "workloads")
+        try:
+            return cls(
+                target=info.target,
+                network=info.network,
+                build=info.build,
+                weights=info.weights,
+                files=tuple(LogFile(**file) for file in value["files"]),
+                **{name: value[name] for name in (*names, "host", "job", "started_s", "ended_s")},
+            )
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{where} is damaged ({error}). Fix: ingest the log again") from None
+
+
+class LogStore(Protocol):
+    """Full tuning logs as their frameworks wrote them. Safe across threads and processes.
+
+    All methods raise ``StoreUnavailable`` when the store cannot be read or written.
+    """
+
+    url: str
+
+    def list(self, dialect: str | None = None, target: Target | None = None) -> Iterator[StoredLog]:
+        """Stream the logs by dialect, target and name; none where the store is empty or not there yet.
+
+        Raises
+        ------
+        SchemaMismatch, BadInput
+            A sidecar is of another version, or damaged.
+        """
+
+    def local(self, log: StoredLog) -> AbstractContextManager[Path]:
+        """The log as a local path for ``LogDialect.read``, as long as the context lasts.
+
+        Raises
+        ------
+        BadInput
+            It is no longer there.
+        """
+
+    def publish(self, log: StoredLog, files: Sequence[Path]) -> bool:
+        """Copy a log in: seen whole or not at all. False when a log of that id was there already.
+
+        Raises
+        ------
+        BadInput
+            A file changed since the log was described.
+        """
+
+    def remove(self, log: StoredLog) -> None:
+        """Take a log out; nothing when it is gone."""
+
+
+def sidecar_of(log: Path) -> Path:
+    """Where the ``lorien.json`` of a log is: in the folder that is the log, or that holds it."""
+    return (log if log.is_dir() else log.parent) / SIDECAR
+
+
+def read_sidecar(log: Path) -> dict[str, Json]:
+    """What the ``lorien.json`` of a log says; empty when there is none.
+
+    Raises
+    ------
+    BadInput
+        It cannot be read, or is no JSON object.
+    """
+    path = sidecar_of(log)
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}. Fix: correct or remove it") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} is no JSON object. Fix: correct or remove it")
+    return value
+
+
+def info_of(sidecar: dict[str, Json], where: Path | str) -> LogInfo:
+    """What a sidecar tells a reader. Raises ``BadInput`` on values of the wrong kind."""
+    target, network, build = (sidecar.get(name) for name in ("target", "network", "framework"))
+    try:
+        return LogInfo(
+            target=Target.parse(target) if target else None,
+            network=str(network) if network else None,
+            build=str(build) if build else "unknown",
+            weights={str(task["task"]): float(task["weight"]) for task in sidecar.get("tasks") or ()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{where}: {type(error).__name__} {error}. Fix: correct or remove it") from None

@@ -1,0 +1,327 @@
+"""Logs into the log store, and their best schedules from there into the database."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lorien.database.base import ScheduleDatabase, latency_of
+from lorien.dialects import names, open_dialect
+from lorien.dialects._lines import chunks
+from lorien.dialects.base import LogDialect, ReadReport
+from lorien.errors import BadInput, LorienError, UnreadableLog
+from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, read_sidecar, sidecar_of
+from lorien.records import Json, TuningRecord
+from lorien.target import Target
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int], None]
+"""Called with (logs done, logs in all, records read so far)."""
+PROGRESS_RECORDS = 2000
+
+Tick = Callable[[Iterable[TuningRecord]], Iterator[TuningRecord]]
+
+
+@dataclass
+class IngestReport:
+    """What ``ingest`` met.
+
+    Parameters
+    ----------
+    records, failed, unreadable : int
+        Readable records, those of them whose measurement failed, and lines that could not be read.
+    workloads : int
+        Distinct ones.
+    new : int
+        Records the store did not have.
+    logs : list of str
+        Ids of the logs in the store, in the order read.
+    reasons : list of str
+        Why lines could not be read: the first of each log.
+    """
+
+    records: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    workloads: int = 0
+    new: int = 0
+    logs: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CommitReport:
+    """What ``commit`` met: records read, schedules that entered the database's n best, lines that could not be read."""
+
+    logs: int = 0
+    records: int = 0
+    committed: int = 0
+    unreadable: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+def ingest(
+    paths: Sequence[Path],
+    store: LogStore,
+    *,
+    dialect: LogDialect,
+    target: Target | None = None,
+    network: str | None = None,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Check the logs at or below the paths, every record of them, and put them in the store.
+
+    A log whose content is there already adds nothing. A log that grew takes the place of what it grew from.
+
+    Parameters
+    ----------
+    target : Target, optional
+        The device; else a ``lorien.json`` beside the log tells it, else the log itself.
+    network : str, optional
+        The network; else a ``lorien.json`` beside the log tells it, else the name of the file or folder.
+
+    Raises
+    ------
+    UnreadableLog
+        There is no log of the dialect under a path, or one without a readable record. Logs before it are stored.
+    BadInput
+        A log holds records of several targets and no target is given; a ``lorien.json`` is damaged.
+    StoreUnavailable
+        The store cannot be read or written.
+    """
+    report = IngestReport()
+    logs = list(dict.fromkeys(log for path in paths for log in _found(path, dialect)))
+    workloads: set[str] = set()
+    for done, path in enumerate(logs):
+        read = ReadReport()
+        tick = _ticker(progress, done, len(logs), report.records)
+        log, keys = _describe(path, dialect, target, network, read, tick)
+        log, new = _store(log, dialect.files(path), store)
+        workloads |= keys
+        report.records += read.records
+        report.failed += read.failed
+        report.unreadable += read.unreadable
+        report.reasons += read.reasons
+        report.new += new
+        report.logs.append(log.id)
+    report.workloads = len(workloads)
+    return report
+
+
+def commit(
+    store: LogStore,
+    database: ScheduleDatabase,
+    *,
+    dialect: str | None = None,
+    target: Target | None = None,
+    progress: Progress | None = None,
+) -> CommitReport:
+    """Put the best schedules of the logs into the database. Doing it again changes nothing.
+
+    Raises
+    ------
+    BadInput
+        The store holds no such log.
+    StoreUnavailable, DatabaseUnavailable
+        What was committed before stays.
+    """
+    report = CommitReport()
+    logs = list(store.list(dialect, target))
+    if not logs:
+        raise BadInput(f"no such logs in {store.url}. Fix: lorien ingest PATH --dialect D --logs {store.url}")
+    for done, log in enumerate(logs):
+        reader = open_dialect(log.dialect)
+        read = ReadReport()
+        with store.local(log) as path:
+            tick = _ticker(progress, done, len(logs), report.records)
+            best = _n_best(tick(reader.read(path, log.info, read)), database.n_best)
+        report.committed += database.put_many(replace(record, log=f"{store.url}/{log.id}") for record in best)
+        report.logs += 1
+        report.records += read.records
+        report.unreadable += read.unreadable
+        report.reasons += read.reasons
+    return report
+
+
+def _found(path: Path, dialect: LogDialect) -> list[Path]:
+    """The logs at or below a path. Raises ``UnreadableLog`` that says what is there instead."""
+    if found := list(dialect.find(path)):
+        return found
+    if not path.exists():
+        raise UnreadableLog(f"{path} does not exist")
+    others = []
+    for name in names():
+        # A dialect that does not open here, for want of its framework, has nothing to say.
+        with suppress(LorienError, ImportError):
+            if any(True for _ in open_dialect(name).find(path)):
+                others.append(name)
+    looks = f"it looks like {' or '.join(others)}" if others else f"nor one of {', '.join(names())}"
+    raise UnreadableLog(f"{path} holds no {dialect.name} log, {looks}. Fix: --dialect with the framework that wrote it")
+
+
+def _describe(
+    path: Path, dialect: LogDialect, target: Target | None, network: str | None, report: ReadReport, tick: Tick
+) -> tuple[StoredLog, set[str]]:
+    """Read every record of a log once: what the store keeps of it, and the keys of its workloads."""
+    sidecar = read_sidecar(path)
+    beside = info_of(sidecar, sidecar_of(path))
+    info = replace(beside, target=target or beside.target, network=network or beside.network or _plain_name(path))
+    files = tuple(_content(file) for file in dialect.files(path))
+    targets: dict[str, Target] = {}
+    workloads: set[str] = set()
+    started_s, ended_s = math.inf, 0.0
+    for record in tick(dialect.read(path, info, report)):
+        targets[record.target.key] = record.target
+        workloads.add(record.workload.key)
+        if at_s := record.measurement.timestamp_s:
+            started_s, ended_s = min(started_s, at_s), max(ended_s, at_s)
+    if not targets:
+        first = report.reasons[0] if report.reasons else "it is empty"
+        raise UnreadableLog(f"{path} has no readable record ({first}). Nothing of it was stored")
+    if len(targets) > 1:
+        raise BadInput(
+            f"{path} holds records of {len(targets)} targets: {', '.join(sorted(targets))}. "
+            "Fix: split it by target, or name the device that measured all of it with --target"
+        )
+    (found,) = targets.values()
+    log = StoredLog(
+        dialect=dialect.name,
+        target=found,
+        network=info.network,
+        build=info.build,
+        weights=info.weights,
+        files=files,
+        is_folder=path.is_dir(),
+        fingerprint=hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest(),
+        records=report.records,
+        failed=report.failed,
+        unreadable=report.unreadable,
+        workloads=len(workloads),
+        host=_text(sidecar.get("host")),
+        job=_text(sidecar.get("job")),
+        started_s=started_s if ended_s else None,
+        ended_s=ended_s or None,
+    )
+    return log, workloads
+
+
+def _text(value: Json) -> str | None:
+    return str(value) if value else None
+
+
+def _plain_name(path: Path) -> str:
+    """``resnet50`` of ``resnet50.log.gz``."""
+    return re.sub(r"(\.(log|jsonl?|txt))?(\.gz)?$", "", path.name) if path.is_file() else path.resolve().name
+
+
+def _content(path: Path) -> LogFile:
+    """Sizes and digests of a native file."""
+    digest = hashlib.sha256()
+    size = 0
+    tail = b""
+    for chunk in chunks(path):
+        head, newline, rest = chunk.rpartition(b"\n")
+        digest.update(tail + head + newline if newline else b"")
+        tail = rest if newline else tail + rest
+        size += len(chunk)
+    whole = digest.copy()
+    whole.update(tail)
+    # A file without a newline is one line: all of it stays.
+    lines, lines_size = (digest, size - len(tail)) if len(tail) < size else (whole, size)
+    return LogFile(path.name, path.stat().st_size, size, whole.hexdigest(), lines_size, lines.hexdigest())
+
+
+def _store(log: StoredLog, files: Sequence[Path], store: LogStore) -> tuple[StoredLog, int]:
+    """The log as the store has it from now on, and how many of its records the store did not have."""
+    others = list(store.list(log.dialect, log.target))
+    shorter = _grown_from(log, files, others)
+    new = 0
+    for other in others:
+        if other.fingerprint == log.fingerprint:
+            logger.info("%s is there already", other.id)
+            log = other
+            break
+    else:
+        # False when another process has just stored the same.
+        if store.publish(log, files):
+            new = log.records - max((other.records for other in shorter), default=0)
+    for other in shorter:
+        logger.info("%s grew to %s, which takes its place", other.id, log.id)
+        store.remove(other)
+    return log, new
+
+
+def _grown_from(log: StoredLog, files: Sequence[Path], others: Sequence[StoredLog]) -> list[StoredLog]:
+    """Stored logs that hold nothing but the beginning of this one, as of a run that was resumed."""
+    shorter = [
+        other
+        for other in others
+        if other.fingerprint != log.fingerprint
+        and len(other.files) == len(log.files)
+        and all(old.lines_bytes <= new.bytes for old, new in zip(other.files, log.files, strict=True))
+    ]
+    digests = [
+        _prefixes(path, {other.files[index].lines_bytes for other in shorter}) for index, path in enumerate(files)
+    ]
+    return [
+        other
+        for other in shorter
+        if all(digest[old.lines_bytes] == old.lines_sha256 for digest, old in zip(digests, other.files, strict=True))
+    ]
+
+
+def _prefixes(path: Path, sizes: set[int]) -> dict[int, str]:
+    """SHA-256 of the first bytes of a file's content, for each of the sizes, in one pass."""
+    found = {}
+    digest = hashlib.sha256()
+    at = 0
+    wanted = sorted(sizes)
+    for chunk in chunks(path) if wanted else ():
+        while wanted and wanted[0] <= at + len(chunk):
+            prefix = digest.copy()
+            prefix.update(chunk[: wanted[0] - at])
+            found[wanted.pop(0)] = prefix.hexdigest()
+        if not wanted:
+            break
+        digest.update(chunk)
+        at += len(chunk)
+    return found
+
+
+def _n_best(records: Iterable[TuningRecord], n: int) -> list[TuningRecord]:
+    """What of a log can enter a database: ``n`` of each workload and build, however many records there are."""
+    best: dict[tuple[str, str], dict[str, TuningRecord]] = {}
+    slowest_s: dict[tuple[str, str], float] = {}
+    for record in records:
+        item = record.workload.key, record.build
+        if not record.measurement.ok or latency_of(record) > slowest_s.get(item, math.inf):
+            continue
+        kept = best.setdefault(item, {})
+        if record.key not in kept or latency_of(record) < latency_of(kept[record.key]):
+            kept[record.key] = record
+        if len(kept) == 2 * n:
+            best[item] = dict(sorted(kept.items(), key=_rank)[:n])
+            slowest_s[item] = max(map(latency_of, best[item].values()))
+    return [record for kept in best.values() for _, record in sorted(kept.items(), key=_rank)[:n]]
+
+
+def _rank(item: tuple[str, TuningRecord]) -> tuple[float, str]:
+    key, record = item
+    return latency_of(record), key
+
+
+def _ticker(progress: Progress | None, done: int, logs: int, before: int) -> Tick:
+    def tick(records: Iterable[TuningRecord]) -> Iterator[TuningRecord]:
+        for count, record in enumerate(records):
+            if progress and count % PROGRESS_RECORDS == 0:
+                progress(done, logs, before + count)
+            yield record
+
+    return tick
