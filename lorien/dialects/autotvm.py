@@ -265,7 +265,7 @@ class Operator:
                 return cls._convolution(name, args)
             if name.startswith(("dense", "batch_matmul")):
                 return cls._gemm(name, args)
-        except (IndexError, TypeError, ValueError):
+        except (ArithmeticError, IndexError, TypeError, ValueError):
             return None
         return None
 
