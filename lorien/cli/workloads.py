@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.markup import escape
 
 from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out, progress, table
-from lorien.errors import BadInput
+from lorien.errors import BadInput, LorienError
 from lorien.files import atomic_file
 from lorien.records import Workload
 
@@ -30,12 +31,15 @@ def parse_shapes(shapes: list[str]) -> dict[str, tuple[int, ...]]:
 
 @command
 def extract(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files.")],
+    models: Annotated[list[Path], typer.Argument(help="Models: *.onnx, *.pt2, *.json or *.py (Relax).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File of workloads, one JSON object a line.")],
     target: TargetOption = "native",
     shape: Annotated[list[str] | None, typer.Option(help="Static shape of an input: name=1,3,224,224.")] = None,
     match: Annotated[str | None, typer.Option(help="Keep workloads whose name matches this expression.")] = None,
     heaviest: Annotated[int | None, typer.Option(min=1, help="Keep the N with most operations over all calls.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
@@ -54,10 +58,10 @@ def extract(
         for index, model in enumerate(models):
             update(index, len(models), model.name)
             try:
-                workloads = dialect.extract(model, resolved, shapes)
-            except BadInput as error:
+                workloads = dialect.extract(model, resolved, shapes, allow_code=allow_code)
+            except LorienError as error:
                 refused[str(model)] = str(error)
-                err.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+                err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
                 continue
             for workload in workloads:
                 found[workload.key] = merge(found[workload.key], workload) if workload.key in found else workload

@@ -44,11 +44,18 @@ class MetaScheduleDialect:
         """See ``LiveDialect``."""
         return native_target()
 
-    def extract(self, model: Path, target: Target, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Workload]:
-        """See ``LiveDialect``. Models are ONNX files."""
+    def extract(
+        self,
+        model: Path,
+        target: Target,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> list[Workload]:
+        """See ``LiveDialect``. Models are ONNX files, PyTorch exported programs and Relax modules."""
         from lorien.dialects.metaschedule.extract import extract_workloads
 
-        return extract_workloads(model, target, shapes)
+        return extract_workloads(model, target, shapes, allow_code=allow_code)
 
     def search(
         self,

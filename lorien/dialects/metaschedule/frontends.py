@@ -1,0 +1,247 @@
+"""Model files into Relax, one front end per format: ONNX, PyTorch's exported programs, Relax itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import runpy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorien.dialects.metaschedule.onnx_shapes import fold_shapes
+from lorien.dialects.metaschedule.workload import BUILD, require_tvm
+from lorien.errors import BadInput, MissingExtra
+
+if TYPE_CHECKING:
+    import tvm
+
+logger = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...]]
+
+FORMATS = {
+    ".onnx": "an ONNX model",
+    ".pt2": "a program saved by torch.export.save",
+    ".json": "a Relax module saved by tvm.ir.save_json",
+    ".py": "a Python file with one Relax module",
+}
+RUNS_CODE = {".pt2": "torch.export.load unpickles parts of it", ".py": "it is run"}
+"""Formats whose loading executes what the file holds, and how."""
+
+
+def load_model(model: Path, shapes: Shapes | None = None, *, allow_code: bool = False) -> tvm.IRModule:
+    """A model file as a Relax module with static inputs, not yet lowered.
+
+    Parameters
+    ----------
+    model : Path
+        The suffix tells the format; see ``FORMATS``.
+    shapes : dict of str to tuple of int, optional
+        Static shapes by input name, needed for the inputs the model leaves open. A name that is no input is warned of.
+    allow_code : bool
+        Also load the formats in ``RUNS_CODE``.
+
+    Raises
+    ------
+    BadInput
+        No such format, a broken file, code that is not allowed, an open input without a shape, or an operator that
+        TVM's front end lacks; the message names it.
+    MissingExtra
+        The package that reads the format is not installed.
+    """
+    require_tvm()
+    if model.suffix not in FORMATS:
+        known = "; ".join(f"*{suffix}, {what}" for suffix, what in FORMATS.items())
+        raise BadInput(f"{model}: no model format that can be read. Fix: give one of {known}")
+    if not model.is_file():
+        raise BadInput(f"{model}: No such file. Fix: give the path of {FORMATS[model.suffix]}")
+    if model.suffix in RUNS_CODE and not allow_code:
+        raise BadInput(
+            f"{model} can run any code on this machine when it is loaded: {RUNS_CODE[model.suffix]}. "
+            "Fix: give --allow-code if you trust who made it, else export the model to ONNX"
+        )
+    if model.suffix == ".onnx":
+        return _from_onnx(model, shapes or {})
+    read = {".pt2": _read_exported_program, ".json": _read_json, ".py": _read_python}[model.suffix]
+    return _bind_shapes(model, read(model), shapes or {})
+
+
+def _from_onnx(model: Path, shapes: Shapes) -> tvm.IRModule:
+    proto = _read_onnx(model)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
+    # A dimension is given by dim_value; a name (dim_param), nothing at all, or 0 leave it open.
+    _check_shapes(
+        model,
+        {
+            name: [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in tensor.shape.dim]
+            if tensor.HasField("shape")
+            else None
+            for name, tensor in inputs.items()
+        },
+        shapes,
+    )
+    shapes = {name: shape for name, shape in shapes.items() if name in inputs}
+
+    from tvm.error import OpNotImplemented
+    from tvm.relax.frontend.onnx import from_onnx
+
+    said = io.StringIO()  # the front end prints the operator it fails on instead of raising it
+    try:
+        with contextlib.redirect_stdout(said), _warnings_to_log():
+            return from_onnx(fold_shapes(proto, shapes))
+    except OpNotImplemented as error:
+        raise BadInput(_unsupported(model, "ONNX operators", str(error).rpartition(":")[2])) from None
+    except Exception as error:  # a converter may raise anything on a graph it did not expect
+        hint = said.getvalue().partition(", with inputs")[0].replace("Error converting", "").strip()
+        raise BadInput(
+            f"{model}: TVM cannot convert the ONNX {hint or 'graph'}: {_reason(error)}. "
+            "Fix: export it with static shapes, or without that operator"
+        ) from error
+
+
+def _read_onnx(model: Path) -> Any:
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra("onnx", "tvm") from None
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(str(model))
+    except OSError as error:  # weights in a file of their own, that is not there
+        raise BadInput(f"{model}: {error}. Fix: copy the files the model refers to beside it") from None
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise BadInput(
+            f"{model} is not an ONNX model, or is cut short ({error}). Fix: export it, or copy it, again"
+        ) from None
+    if not proto.graph.node:
+        raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: export it, or copy it, again")
+    return proto
+
+
+def _read_exported_program(model: Path) -> tvm.IRModule:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("torch", "pytorch") from None
+    from tvm.relax.frontend.torch import from_exported_program
+
+    try:
+        with _warnings_to_log():
+            program = torch.export.load(model)
+    except Exception as error:  # zip, JSON, pickle and schema errors alike
+        raise BadInput(
+            f"{model} is no exported program that torch {torch.__version__} reads: {_reason(error)}. "
+            "Fix: save it again with torch.export.save"
+        ) from error
+    try:
+        with _warnings_to_log():
+            return from_exported_program(program)
+    except Exception as error:  # a converter may raise anything on a graph it did not expect
+        unsupported = str(error).partition("Unsupported function types")[2].strip(" []{}")
+        if unsupported:
+            raise BadInput(_unsupported(model, "PyTorch operators", unsupported)) from None
+        raise BadInput(
+            f"{model}: TVM cannot convert the program: {_reason(error)}. Fix: export it without that operator"
+        ) from error
+
+
+def _read_json(model: Path) -> tvm.IRModule:
+    import tvm
+
+    try:
+        module = tvm.ir.load_json(model.read_text())
+    except Exception as error:  # bytes that are no text, text that is no JSON, JSON that is no node of TVM
+        raise BadInput(
+            f"{model} is no module that {BUILD} reads: {_reason(error)}. Fix: save it with tvm.ir.save_json"
+        ) from None
+    if not _is_relax(module):
+        raise BadInput(f"{model} holds no Relax module with a function main. Fix: save the IRModule of the model")
+    return module
+
+
+def _read_python(model: Path) -> tvm.IRModule:
+    try:
+        names = runpy.run_path(str(model), run_name="lorien_model")
+    except Exception as error:  # the file's own
+        raise BadInput(f"{model} does not run: {_reason(error)}. Fix: run it with python first") from error
+    modules = {name: value for name, value in names.items() if _is_relax(value)}
+    if len(modules) != 1:
+        raise BadInput(
+            f"{model} has {len(modules)} Relax modules with a function main ({', '.join(modules) or 'none'}). "
+            "Fix: leave exactly one at its top level"
+        )
+    return modules.popitem()[1]
+
+
+def _is_relax(value: Any) -> bool:
+    import tvm
+
+    return (
+        isinstance(value, tvm.IRModule)
+        and "main" in [var.name_hint for var in value.get_global_vars()]
+        and isinstance(value["main"], tvm.relax.Function)
+    )
+
+
+def _bind_shapes(model: Path, module: tvm.IRModule, shapes: Shapes) -> tvm.IRModule:
+    """The module with the open dimensions of its inputs replaced by those of the shapes given."""
+    from tvm import relax, tirx
+
+    inputs = {
+        param.name: None if info.shape is None else list(info.shape)
+        for param in module["main"].params
+        if isinstance(info := param.ty, relax.TensorType)
+    }
+    plain = {
+        name: None if dims is None else [int(d) if isinstance(d, tirx.IntImm) else str(d) for d in dims]
+        for name, dims in inputs.items()
+    }
+    _check_shapes(model, plain, shapes)
+    bound: dict[Any, int] = {}
+    for name, dims in inputs.items():
+        for dim, size in zip(dims or (), shapes.get(name, ()), strict=False):
+            fixed = bound.setdefault(dim, size) if isinstance(dim, tirx.Var) else dim
+            if isinstance(fixed, (int, tirx.IntImm)) and int(fixed) != size:
+                raise BadInput(f"{model}: --shape {name} gives {size} where the model has {dim} = {fixed}")
+    return relax.transform.BindSymbolicVars(bound, "main")(module) if bound else module
+
+
+def _check_shapes(model: Path, inputs: dict[str, list[int | str] | None], shapes: Shapes) -> None:
+    """Raise ``BadInput`` for an input that stays open. Dimensions are sizes, or names of open ones; None: no rank."""
+    for name in shapes.keys() - inputs.keys():
+        logger.warning("%s has no input %s; its inputs: %s", model, name, ", ".join(inputs) or "none")
+    for name, dims in inputs.items():
+        found = "?" if dims is None else ",".join(str(dim) or "?" for dim in dims)
+        given = shapes.get(name)
+        if given is not None and dims is not None and len(given) != len(dims):
+            raise BadInput(f"{model}: input {name} has {len(dims)} dimensions ({found}), --shape gives {len(given)}")
+        if given is None and (dims is None or not all(isinstance(dim, int) for dim in dims)):
+            example = "N,N,..." if dims is None else ",".join(str(d) if isinstance(d, int) else "N" for d in dims)
+            raise BadInput(
+                f"{model}: input {name} has the open shape {found}. Fix: --shape {name}={example} with numbers for N"
+            )
+
+
+def _unsupported(model: Path, kind: str, names: str) -> str:
+    return (
+        f"{model}: TVM has no conversion for the {kind} {names.strip()}. "
+        "Fix: export the model without them, or extract its other parts as models of their own"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def _warnings_to_log() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        logger.debug("%s", warning.message)

@@ -1,0 +1,191 @@
+"""Fold what an ONNX graph computes of its own shapes (Shape, Gather, Concat feeding Reshape or Resize) into constants.
+
+TVM's front end wants these sizes as constants. Simplifiers give them, and rewrite the operators as well (onnxslim makes
+Gemm of MatMul and Add): the workloads would not be those of the model. Here operators stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
+
+MAX_ELEMENTS = 1024
+"""Larger constants are data, not sizes: they stay with the nodes that make them."""
+
+_NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
+_WITH_BRANCHES = ("If", "Loop", "Scan")
+_Array = npt.NDArray[Any]
+
+
+def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """An ONNX model with static inputs and constants in the place of computed sizes.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        A model whose initializers are loaded.
+    shapes : mapping of str to tuple of int
+        Static shapes by input name; they take the place of what the model declares.
+
+    Returns
+    -------
+    onnx.ModelProto
+        A copy. Branches of an ``If`` whose condition is constant are put in its place.
+    """
+    import onnx
+
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = folded.graph
+    for value in graph.input:
+        if value.name in shapes:
+            value.type.tensor_type.shape.CopyFrom(
+                onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
+            )
+    walk = _Walk(folded)
+    nodes = walk.run()
+    del graph.node[:], graph.value_info[:]  # declared for the open shapes
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in _reads(node)} | {value.name for value in graph.output}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in walk.made.items() if name in used
+    )
+    return folded
+
+
+class _Walk:
+    """One pass over the nodes in order, with the type of every value and the constants among them."""
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        self._model = model
+        self._versions = {opset.domain: opset.version for opset in model.opset_import}
+        self._types: dict[str, Any] = {value.name: value.type for value in model.graph.input}
+        self._constants: dict[str, _Array] = {}
+        self.made: dict[str, _Array] = {}
+        """Constants that are outputs of nodes now left out."""
+        self._pending = deque(model.graph.node)
+        for tensor in model.graph.initializer:
+            self._types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            if np.prod(tensor.dims) <= MAX_ELEMENTS:
+                self._constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
+
+    def run(self) -> list[Any]:
+        """The nodes that remain."""
+        kept = []
+        while self._pending:
+            node = self._pending.popleft()
+            if node.op_type == "If" and node.input[0] in self._constants:
+                self._inline(node)
+                continue
+            self._infer(node)
+            values = self._evaluate(node)
+            if values is None:
+                kept.append(node)
+            else:
+                self._constants.update(values)
+                self.made.update(values)
+        return kept
+
+    def _inline(self, node: Any) -> None:
+        import onnx
+
+        name = "then_branch" if self._constants[node.input[0]].item() else "else_branch"
+        branch = next(attribute.g for attribute in node.attribute if attribute.name == name)
+        # Names of a branch are not those of the graph around it: ONNX requires it.
+        constants = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in branch.initializer]
+        outputs = [
+            onnx.helper.make_node("Identity", [inner.name], [outer])
+            for inner, outer in zip(branch.output, node.output, strict=True)
+        ]
+        self._pending.extendleft(reversed([*constants, *branch.node, *outputs]))
+
+    def _infer(self, node: Any) -> None:
+        import onnx
+
+        # A branch reads values of the graph around it, any other node its inputs only.
+        names = self._types if node.op_type in _WITH_BRANCHES else node.input
+        try:
+            self._types.update(
+                onnx.shape_inference.infer_node_outputs(
+                    onnx.defs.get_schema(node.op_type, self._versions[node.domain], node.domain),
+                    node,
+                    {name: self._types[name] for name in names if name},
+                    {
+                        n: onnx.numpy_helper.from_array(self._constants[n], n)
+                        for n in node.input
+                        if n in self._constants
+                    },
+                    opset_imports=list(self._model.opset_import),
+                    ir_version=self._model.ir_version,
+                )
+            )
+        except (KeyError, RuntimeError) as error:  # an operator or an input that ONNX cannot infer
+            logger.debug("no shape for %s %s: %s", node.op_type, node.name, error)
+
+    def _evaluate(self, node: Any) -> dict[str, _Array] | None:
+        if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_CONSTANT or node.op_type in _WITH_BRANCHES:
+            return None
+        if node.op_type in ("Shape", "Size"):
+            shape = self._static(node.input[0])
+            if shape is None:
+                return None
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            part = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
+            value = part if node.op_type == "Shape" else np.prod(shape)
+            return {node.output[0]: np.asarray(value, dtype=np.int64)}
+        sizes = [self._static(name) for name in node.output if name]
+        if any(size is None or np.prod(size) > MAX_ELEMENTS for size in sizes):
+            return None
+        if any(name and name not in self._constants for name in node.input):
+            return None
+        return self._run(node)
+
+    def _run(self, node: Any) -> dict[str, _Array] | None:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        inputs = {name: self._constants[name] for name in node.input if name}
+        graph = onnx.helper.make_graph(
+            [node],
+            "node",
+            [onnx.ValueInfoProto(name=name, type=self._types[name]) for name in inputs],
+            [onnx.ValueInfoProto(name=name, type=self._types[name]) for name in node.output if name],
+        )
+        single = onnx.helper.make_model(
+            graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
+        )
+        try:
+            values = ReferenceEvaluator(single).run(None, inputs)
+        except Exception as error:  # the evaluator lacks some operators and attributes, and raises what it likes
+            logger.debug("%s %s is not folded: %s", node.op_type, node.name, error)
+            return None
+        names = [name for name in node.output if name]
+        if not all(isinstance(value, (np.ndarray, np.generic)) for value in values):
+            return None  # a sequence or an optional
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+    def _static(self, name: str) -> tuple[int, ...] | None:
+        tensor = self._types[name].tensor_type if name in self._types else None
+        if tensor is None or not tensor.HasField("shape"):
+            return None
+        dims = tensor.shape.dim
+        return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+
+
+def _reads(node: Any) -> set[str]:
+    """Names a node reads, in its branches too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            names |= _reads(inner)
+        names |= {value.name for value in attribute.g.output}
+    return names
