@@ -275,7 +275,8 @@ class _Child:
         if index is not None:
             yield index, result
         elif result is not None:
-            raise LorienError(f"a measuring process did not start: {result.detail}. Fix: run lorien doctor")
+            reason = result.detail.splitlines()[-1]
+            raise LorienError(f"a measuring process did not start: {reason}. Fix: run lorien doctor")
 
     def _death(self) -> Measurement:
         with contextlib.suppress(subprocess.TimeoutExpired):  # the socket closes a little before the process ends
