@@ -109,8 +109,18 @@ class LiveDialect(LogDialect, Protocol):
     def native_target(self) -> Target:
         """This machine, as the framework sees it."""
 
-    def extract(self, model: Path, target: Target, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Workload]:
-        """Distinct workloads of a model with their weights. Raises ``BadInput`` naming what the front end lacks."""
+    def extract(
+        self,
+        model: Path,
+        target: Target,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> list[Workload]:
+        """Distinct workloads of a model with their weights; formats that run code on loading need ``allow_code``.
+
+        Raises ``BadInput`` naming what the front end lacks.
+        """
 
     def search(
         self,
