@@ -1,7 +1,8 @@
 """Canonical targets: what a schedule was measured on, told apart by a fixed list of attributes.
 
-A target comes as TVM's dictionary form, its old string form (``llvm -mcpu=znver4 -num-cores=2``) or a short form
-``kind_model`` (``cuda_rtx3080``, ``arm_cortex-a72``). No compiler is needed to read any of them.
+A target comes as TVM's dictionary form, its old string form (``llvm -mcpu=znver4 -num-cores=2``), a short form
+``kind_model`` (``cuda_rtx3080``, ``arm_cortex-a72``) or its own key (``llvm-mcpu_znver4-num-cores_2``). No compiler is
+needed to read any of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _SHORT_KINDS = {"x86": ("llvm", {}), "arm": ("llvm", {"device": "arm_cpu"}), "aa
 _ARM = re.compile(r"arm|aarch64|cortex|neoverse|apple-|thunderx|ampere|graviton|a64fx|exynos|kryo|carmel", re.I)
 _RISCV = re.compile(r"riscv|sifive|rocket", re.I)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+]+")
+_KEY_FIELD = re.compile(f"-({'|'.join(IDENTITY_FIELDS)})_")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str | Mapping[str, Json] | Target) -> Target:
-        """Read any of the three forms.
+        """Read any of the four forms.
 
         Raises
         ------
@@ -78,6 +80,15 @@ class Target:
             except orjson.JSONDecodeError as error:
                 raise BadInput(f"target {text!r} is not JSON: {error}") from None
         return cls._from_string(text)
+
+    @classmethod
+    def from_key(cls, key: str) -> Target:
+        """A target whose ``key`` is ``key``; attributes the key leaves out, and characters it replaced, are lost."""
+        kind, *fields = _KEY_FIELD.split(key)
+        attrs: dict[str, Json] = dict(zip(fields[::2], fields[1::2], strict=True))
+        if attrs.get("num-cores", "").isdigit():
+            attrs["num-cores"] = int(attrs["num-cores"])
+        return cls._from_dict({"kind": kind, **attrs})
 
     @classmethod
     def _from_dict(cls, value: Mapping[str, Json]) -> Target:
@@ -100,6 +111,8 @@ class Target:
         if not words:
             raise BadInput("the target is empty; give for example 'llvm -mcpu=znver4 -num-cores=2' or native")
         head, *options = words
+        if not options and _KEY_FIELD.search(head):
+            return cls.from_key(head)
         value: dict[str, Json] = {}
         if head not in KINDS:
             short, _, model = head.partition("_")

@@ -1,0 +1,202 @@
+"""The room AutoGluon lives in: fit a bagged ensemble with workload folds, and take its boosters out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorien.errors import LorienError, MissingExtra
+from lorien.models.data import Features
+from lorien.models.lower import lower
+from lorien.models.metrics import FloatArray, IntArray
+from lorien.models.presets import Preset
+
+logger = logging.getLogger(__name__)
+
+MEMORY_GB = 4.0
+_LIBRARIES = ("autogluon.tabular", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "numpy")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One bagged model of the ensemble, with its share in it and a booster for each fold."""
+
+    name: str
+    share: float
+    boosters: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A fitted weighted ensemble of bagged boosters.
+
+    Parameters
+    ----------
+    members : tuple of Member
+        Booster ``i`` of each was fitted without the rows of fold ``i``.
+    columns : int
+        Feature columns.
+    predictor : autogluon.tabular.TabularPredictor
+        The same ensemble as AutoGluon keeps it.
+    """
+
+    members: tuple[Member, ...]
+    columns: int
+    predictor: Any
+
+    def lowered(self, fold: int | None = None) -> bytes:
+        """LightGBM text of the whole ensemble, or of the part that has not seen the rows of ``fold``."""
+        chosen = [
+            (member.share / (len(member.boosters) if fold is None else 1), booster)
+            for member in self.members
+            for index, booster in enumerate(member.boosters)
+            if fold in (None, index)
+        ]
+        return lower(chosen, self.columns)
+
+    def predict(self, features: Features) -> FloatArray:
+        """What AutoGluon itself predicts: (rows,)."""
+        import pandas as pd
+
+        with _quiet():
+            data = pd.DataFrame(features, columns=_column_names(self.columns))
+            return np.asarray(self.predictor.predict(data), dtype=np.float64)
+
+    def save(self, folder: Path) -> None:
+        """Write AutoGluon's predictor, with no more than prediction needs."""
+        with _quiet():
+            self.predictor.clone_for_deployment(str(folder))
+
+
+def fit_ensemble(
+    features: Features,
+    label: FloatArray,
+    weight: FloatArray,
+    fold: IntArray,
+    *,
+    preset: Preset,
+    time_limit_s: float,
+    folder: Path,
+) -> Ensemble:
+    """Fit the preset's models with AutoGluon, one fit per fold, and weight them by their out-of-fold error.
+
+    Parameters
+    ----------
+    features : array (rows, columns) of float32
+        NaN where a feature does not apply.
+    label, weight, fold : arrays (rows,)
+        What to predict, how much a row counts, and the fold of its workload.
+    preset : Preset
+        The models.
+    time_limit_s : float
+        Seconds for all of them.
+    folder : Path
+        Where AutoGluon keeps its predictor.
+
+    Raises
+    ------
+    MissingExtra
+        AutoGluon is not installed.
+    LorienError
+        AutoGluon could fit no model in the time.
+    """
+    try:
+        import pandas as pd
+        from autogluon.features.generators import IdentityFeatureGenerator
+        from autogluon.tabular import TabularPredictor
+    except ImportError:
+        raise MissingExtra("autogluon.tabular", "train") from None
+
+    # Columns are named by position, so that a booster's own names tell which column it means.
+    data = pd.DataFrame(features, columns=_column_names(features.shape[1]), copy=False)
+    data = data.assign(label=label, weight=weight, fold=fold)
+    with _quiet():
+        predictor = TabularPredictor(
+            label="label",
+            problem_type="regression",
+            eval_metric="root_mean_squared_error",
+            path=str(folder),
+            groups="fold",
+            sample_weight="weight",
+            weight_evaluation=True,
+            verbosity=2,
+            learner_kwargs={"cache_data": False},
+        )
+        try:
+            predictor.fit(
+                data,
+                time_limit=time_limit_s,
+                hyperparameters=preset.hyperparameters,
+                # Features are float32, with NaN where one does not apply: boosters take them as they are.
+                feature_generator=IdentityFeatureGenerator(),
+                ag_args_fit={"drop_unique": False},
+                ag_args_ensemble={"fold_fitting_strategy": "sequential_local"},
+                num_bag_folds=len(np.unique(fold)),
+                num_bag_sets=1,
+                num_stack_levels=0,
+                dynamic_stacking=False,
+                num_cpus=len(os.sched_getaffinity(0)),
+                num_gpus=0,
+                memory_limit=MEMORY_GB,
+            )
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise LorienError(
+                f"AutoGluon fitted no model ({error}). Fix: a longer --time-limit, or more logs"
+            ) from error
+        return Ensemble(tuple(_members(predictor)), features.shape[1], predictor)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a model was fitted with."""
+    installed = {distribution.name: distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in _LIBRARIES if name in installed}
+
+
+def _column_names(columns: int) -> list[str]:
+    return [f"f{index}" for index in range(columns)]
+
+
+def _members(predictor: Any) -> Iterator[Member]:
+    trainer = predictor._trainer
+    best = trainer.load_model(predictor.model_best)
+    if hasattr(best, "base_model_names"):
+        (child,) = best.models
+        shares = best.load_child(child)._get_model_weights()
+    else:
+        shares = {predictor.model_best: 1.0}
+    for name, share in shares.items():
+        bag = trainer.load_model(name)
+        # Children are named S1F1, S1F2...: fold i of the groups, in order of the fold numbers.
+        boosters = tuple(bag.load_child(child).model for child in bag.models)
+        yield Member(name, float(share), boosters)
+
+
+class _Relay(logging.Handler):
+    """What AutoGluon says at any level is, to a user of Lorien, detail."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger.debug("%s", record.getMessage().strip())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """AutoGluon's messages go to our logger and nowhere else; its libraries' warnings of their own future, nowhere."""
+    theirs = logging.getLogger("autogluon")
+    before = theirs.handlers, theirs.propagate, theirs.level
+    theirs.handlers, theirs.propagate = [_Relay()], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        theirs.handlers, theirs.propagate = before[:2]
+        theirs.setLevel(before[2])

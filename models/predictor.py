@@ -1,0 +1,188 @@
+"""The ranking API: candidates of a workload in, expected fractions of the best out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lorien.errors import BadInput, SchemaMismatch, UnknownTarget, UnsupportedOperation
+from lorien.featurize import open_extractor
+from lorien.models.calibration import Calibration
+from lorien.models.metrics import FloatArray
+from lorien.models.scorer import Scorer, TreeEnsemble
+from lorien.models.store import SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.records import Candidate, Json, Workload
+from lorien.target import Target
+
+if TYPE_CHECKING:
+    from lorien.featurize.base import FeatureExtractor
+
+logger = logging.getLogger(__name__)
+
+
+class Ranker:
+    """Ranks candidates of one dialect for one target. Deterministic; safe across threads.
+
+    Parameters
+    ----------
+    stored : StoredModel
+        A published model.
+    target : Target
+        What candidates are ranked for.
+
+    Attributes
+    ----------
+    model : Model
+        What is known of the model.
+    target : Target
+        What candidates are ranked for.
+    exact : bool
+        False when the model was trained for another target of the same family.
+
+    Raises
+    ------
+    ChecksumMismatch
+        A file is not the one that was published.
+    SchemaMismatch
+        The model reads another feature set than this version of Lorien writes.
+    """
+
+    def __init__(self, stored: StoredModel, target: Target) -> None:
+        self.model: Model = stored.model
+        self.target = target
+        self.exact = stored.model.target == target.key
+        self._extractor: FeatureExtractor | None
+        try:
+            self._extractor = open_extractor(stored.model.dialect)
+        except UnsupportedOperation:
+            # Tables of such a dialect were written elsewhere: they can be scored, candidates cannot.
+            self._extractor = None
+        if self._extractor is not None and self._extractor.features != stored.model.features:
+            raise SchemaMismatch(
+                f"the model of {stored.model.target} reads features {stored.model.features.id}, this Lorien writes "
+                f"{self._extractor.features.id} with other columns. Fix: lorien featurize and lorien-train again"
+            )
+        knots = stored.model.calibration
+        self._scorer = Scorer(
+            TreeEnsemble(stored.read(SCORER_FILE)), Calibration(tuple(knots["raw"]), tuple(knots["fraction"]))
+        )
+
+    def rank(self, workload: Workload, candidates: Sequence[Candidate]) -> FloatArray:
+        """Score candidates of a workload.
+
+        Parameters
+        ----------
+        workload : Workload
+            Of this ranker's dialect.
+        candidates : sequence of Candidate
+            Schedules of it.
+
+        Returns
+        -------
+        array (candidates,) of float64
+            Expected fraction of the best achievable performance, in [0, 1], in the order given; 0 for a candidate
+            that cannot be lowered.
+
+        Raises
+        ------
+        BadInput
+            The workload is of another dialect.
+        UnsupportedOperation
+            The dialect has no feature extractor.
+        """
+        if workload.dialect != self.model.dialect:
+            raise BadInput(
+                f"workload {workload.name!r} is of dialect {workload.dialect}, the model of {self.model.dialect}"
+            )
+        if self._extractor is None:
+            self._extractor = open_extractor(self.model.dialect)
+        if not candidates:
+            return np.zeros(0)
+        return self.score(self._extractor.extract(workload, candidates, self.target))
+
+    def score(self, features: npt.NDArray[np.float32]) -> FloatArray:
+        """Score feature rows (candidates, columns) of the model's feature set: (candidates,), as ``rank`` does.
+
+        Raises ``BadInput`` on another number of columns.
+        """
+        return self._scorer(features)
+
+    def score_table(self, path: Path) -> FloatArray:
+        """Score every row of a feature table, in its order, in batches: (rows,).
+
+        Raises
+        ------
+        SchemaMismatch
+            The table is damaged, or of another dialect or feature set.
+        """
+        from lorien.models.data import Tables, feature_batches, table_at
+
+        table: Tables = table_at(path)
+        if (table.dialect, table.features) != (self.model.dialect, self.model.features):
+            raise SchemaMismatch(
+                f"{path} holds {table.dialect} features {table.features.id}, the model of {self.model.target} reads "
+                f"{self.model.features.id} of {self.model.dialect}. Fix: lorien featurize, then lorien-train again"
+            )
+        return np.concatenate([np.zeros(0), *(self.score(batch) for batch in feature_batches(table))])
+
+
+def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dialect: str | None = None) -> Ranker:
+    """Load the model for a target.
+
+    Parameters
+    ----------
+    url : str or Path
+        Model store: a path or ``file://`` URL.
+    target : Target, str or mapping
+        Any form ``Target.parse`` reads.
+    dialect : str, optional
+        Needed only where the store holds models of several.
+
+    Returns
+    -------
+    Ranker
+        Of the target's own model, else, with a warning, of the nearest of its family (``exact`` is then False).
+
+    Raises
+    ------
+    UnknownTarget
+        No model of that target or its family.
+    BadInput
+        The store holds several dialects and none was named.
+    ChecksumMismatch
+        The model was damaged or changed.
+    SchemaMismatch
+        The model was written by another version, or reads another feature set.
+    UnsupportedOperation
+        No model store speaks the URL's scheme.
+    """
+    store = open_models(url)
+    wanted = Target.parse(target)
+    trained = store.list(dialect)
+    dialects = sorted({name for name, _ in trained})
+    if len(dialects) > 1:
+        raise BadInput(f"{url} holds models of {', '.join(dialects)}. Fix: --dialect with one of them")
+    stored = _nearest(store, trained, wanted)
+    if stored is None:
+        raise UnknownTarget(wanted.key, [key for _, key in trained])
+    if stored.model.target != wanted.key:
+        logger.warning("no model for %s: ranking with that of %s, of the same family", wanted.key, stored.model.target)
+    return Ranker(stored, wanted)
+
+
+def _nearest(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:
+    """The model of the target, else the one of its family that shares most attributes with it, then has most rows."""
+    found = []
+    for dialect, key in trained:
+        known = Target.from_key(key)
+        if key == wanted.key:
+            return store.read(dialect, key)
+        if known.family == wanted.family and (stored := store.read(dialect, key)) is not None:
+            shared = len(known.identity.items() & wanted.identity.items())
+            found.append((shared, stored.model.rows, key, stored))
+    return max(found, key=lambda item: item[:3])[3] if found else None

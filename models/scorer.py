@@ -1,0 +1,118 @@
+"""Scores from features, fast: one LightGBM text model through its C interface.
+
+``import lightgbm`` brings scikit-learn, SciPy and pandas with it and takes longer than everything else a ranking does.
+The shared library it ships has a stable C interface, which is all that prediction needs; it is found without importing
+the package. https://lightgbm.readthedocs.io/en/stable/C-API.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lorien.errors import BadInput, MissingExtra, SchemaMismatch
+from lorien.models.calibration import Calibration
+from lorien.models.metrics import FloatArray
+
+_FLOAT32 = 0
+_RAW_SCORE = 1
+
+
+class TreeEnsemble:
+    """Sum of trees, evaluated by LightGBM's library. Safe across threads.
+
+    Raises
+    ------
+    MissingExtra
+        LightGBM is not installed.
+    SchemaMismatch
+        The text is no LightGBM model.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self._library = _lightgbm()
+        self._handle = ctypes.c_void_p()
+        trees = ctypes.c_int()
+        status = self._library.LGBM_BoosterLoadModelFromString(text, ctypes.byref(trees), ctypes.byref(self._handle))
+        if status:
+            raise SchemaMismatch(f"not a LightGBM model: {self._error()}. Fix: lorien-train again")
+        self._parameters = f"verbosity=-1 num_threads={len(os.sched_getaffinity(0))}".encode()
+        self.trees = trees.value
+        columns = ctypes.c_int()
+        self._library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(columns))
+        self.columns = columns.value
+
+    def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
+        """Raw scores (rows,) of features (rows, columns). Raises ``BadInput`` on another number of columns."""
+        matrix = np.ascontiguousarray(features, dtype=np.float32)
+        if matrix.ndim != 2 or matrix.shape[1] != self.columns:
+            raise BadInput(f"features of shape {matrix.shape} given to a model of {self.columns} columns")
+        scores = np.zeros(len(matrix), dtype=np.float64)
+        if not len(matrix):
+            return scores
+        written = ctypes.c_int64()
+        status = self._library.LGBM_BoosterPredictForMat(
+            self._handle,
+            matrix.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int(_FLOAT32),
+            ctypes.c_int32(matrix.shape[0]),
+            ctypes.c_int32(matrix.shape[1]),
+            ctypes.c_int(1),  # row major
+            ctypes.c_int(_RAW_SCORE),
+            ctypes.c_int(0),  # from the first tree
+            ctypes.c_int(-1),  # to the last
+            self._parameters,
+            ctypes.byref(written),
+            scores.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+        )
+        if status:
+            raise SchemaMismatch(f"LightGBM could not predict: {self._error()}. Fix: lorien-train again")
+        return scores
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.LGBM_BoosterFree(self._handle)
+
+    def _error(self) -> str:
+        return str(self._library.LGBM_GetLastError().decode(errors="replace"))
+
+
+class Scorer:
+    """Expected fraction of the best latency for each candidate.
+
+    Parameters
+    ----------
+    trees : TreeEnsemble
+        What ranks.
+    calibration : Calibration
+        What turns the rank into a fraction.
+    """
+
+    def __init__(self, trees: TreeEnsemble, calibration: Calibration) -> None:
+        self.trees = trees
+        self._calibration = calibration
+
+    def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
+        """Scores (rows,) in [0, 1] of features (rows, columns); 0 for a row of NaN, which could not be lowered."""
+        scores = self._calibration(self.trees(features))
+        scores[np.isnan(features).all(axis=1)] = 0.0
+        return scores
+
+
+@cache
+def _lightgbm() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("lightgbm")
+    places: Sequence[str] = (spec.submodule_search_locations or ()) if spec else ()
+    for place in places:
+        for path in sorted(Path(place).rglob("lib_lightgbm.*")):
+            library = ctypes.CDLL(str(path))
+            library.LGBM_GetLastError.restype = ctypes.c_char_p
+            return library
+    raise MissingExtra("lightgbm", "train")

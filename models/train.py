@@ -1,0 +1,258 @@
+"""``lorien-train``: one performance model per (dialect, target), fitted with AutoGluon and published whole."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lorien
+from lorien.errors import LorienError
+from lorien.featurize.splits import assign_folds, split_holdout
+from lorien.files import sha256_of
+from lorien.models.calibration import calibrate
+from lorien.models.data import Features, Rows, Tables, feature_batches, group_tables, read_features, read_rows
+from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
+from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_scores
+from lorien.models.presets import preset_named
+from lorien.models.sampling import row_weights, sample_rows
+from lorien.models.scorer import TreeEnsemble
+from lorien.models.store import AUTOGLUON_FOLDER, SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.target import Target
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+# What the lowered trees may differ from AutoGluon's own prediction: XGBoost sums in float32.
+EXPORT_TOLERANCE = 1e-5
+NO_FOLD = -1
+
+Progress = Callable[[int, int, str], None]
+"""Called with (models done, models to do, target key now trained)."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """One trained model.
+
+    Parameters
+    ----------
+    path : str
+        Folder of the model.
+    rows, workloads : int
+        What it was fitted on.
+    fit_seconds : float
+        From reading the tables to the last score.
+    holdout : dict
+        Scores on workloads that the scoring model had not seen; ``held_out`` says which.
+    """
+
+    path: str
+    rows: int
+    workloads: int
+    fit_seconds: float
+    holdout: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Options:
+    preset: str
+    time_limit_s: float
+    holdout_network: str | None
+
+
+def train(
+    features: Path,
+    out: str | Path,
+    *,
+    target: str | None = None,
+    dialect: str | None = None,
+    preset: str = "fast",
+    time_limit_s: float | None = None,
+    holdout_network: str | None = None,
+    reuse: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, TrainReport]:
+    """Train a model for every (dialect, target) that has feature tables, and publish each when it is done.
+
+    Parameters
+    ----------
+    features : Path
+        Folder of feature tables, written by ``lorien featurize``.
+    out : str or Path
+        Model store.
+    target, dialect : str, optional
+        Only this target (any form ``Target.parse`` reads), only this dialect.
+    preset : str
+        ``fast`` or ``best``.
+    time_limit_s : float, optional
+        Seconds of fitting for each model; the preset's by default.
+    holdout_network : str, optional
+        Keep this network, and every workload it shares with others, out of training, and report on it.
+    reuse : bool
+        Keep a model that was trained on the same tables with the same options.
+    progress : Progress, optional
+        Called before each model and at the end.
+
+    Returns
+    -------
+    dict of str to TrainReport
+        By target key; by ``dialect/target key`` where a target has tables of several dialects.
+
+    Raises
+    ------
+    BadInput
+        No tables, no such network, or too few workloads to hold any out.
+    SchemaMismatch
+        A table is damaged or of another feature set than its neighbours.
+    MissingExtra
+        AutoGluon is not installed.
+    """
+    limit_s = preset_named(preset).time_limit_s if time_limit_s is None else time_limit_s
+    options = _Options(preset, limit_s, holdout_network)
+    store = open_models(out)
+    groups = group_tables(features, dialect=dialect, target=Target.parse(target).key if target else None)
+    keys = [group.target for group in groups]
+    reports = {}
+    for index, group in enumerate(groups):
+        if progress is not None:
+            progress(index, len(groups), group.target)
+        tables = {path.relative_to(features).as_posix(): sha256_of(path) for path in group.paths}
+        stored = store.read(group.dialect, group.target) if reuse else None
+        if stored is None or not _is_current(stored.model, group, options, tables):
+            stored = _train_one(group, options, tables, store)
+        name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
+        model = stored.model
+        reports[name] = TrainReport(
+            str(stored.home), model.rows, len(model.workload_keys), model.fit_seconds, model.holdout
+        )
+    if progress is not None:
+        progress(len(groups), len(groups), "")
+    return reports
+
+
+def _is_current(model: Model, group: Tables, options: _Options, tables: dict[str, str]) -> bool:
+    return (
+        model.lorien == lorien.__version__
+        and model.features == group.features
+        and model.options == asdict(options)
+        and model.tables == tables
+    )
+
+
+def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: ModelStore) -> StoredModel:
+    started_s = time.monotonic()
+    preset = preset_named(options.preset)
+    rows = read_rows(group)
+    value = rows.candidates(rows.all()).value()
+    learn, test = _split(rows, value, options.holdout_network)
+    chosen = np.zeros(len(rows), dtype=np.bool_)
+    chosen[learn] = sample_rows(rows.workload[learn], value[learn], preset.max_rows, SEED)
+    fold = _folds(rows, chosen, preset.folds)
+    learned = np.flatnonzero(fold != NO_FOLD)
+    logger.info(
+        "%s %s: fitting %s on %d of %d rows, %d workloads",
+        *(group.dialect, group.target, options.preset, chosen.sum(), len(rows), len(learned)),
+    )
+    matrix = read_features(group, chosen)
+    with tempfile.TemporaryDirectory(prefix="lorien-train-") as temporary:
+        files = Path(temporary) / "files"
+        files.mkdir()
+        ensemble = fit_ensemble(
+            matrix,
+            value[chosen],
+            row_weights(rows.workload[chosen]),
+            fold[rows.workload[chosen]],
+            preset=preset,
+            time_limit_s=options.time_limit_s,
+            folder=Path(temporary) / "fit",
+        )
+        text = ensemble.lowered()
+        _check_export(ensemble, text, matrix[:: 1 + len(matrix) // 512])
+        unseen = _unseen_scores(group, rows, ensemble, text, fold)
+        calibration = calibrate(unseen[learn], value[learn], row_weights(rows.workload[learn]))
+        reported = learn if options.holdout_network is None else test
+        holdout: dict[str, Any] = dict(ranking_scores(rows.candidates(reported), unseen[reported]))
+        holdout["held_out"] = options.holdout_network or f"each workload once, in {fold.max() + 1} folds"
+        (files / SCORER_FILE).write_bytes(text)
+        ensemble.save(files / AUTOGLUON_FOLDER)
+        target = Target.from_key(group.target)
+        model = Model(
+            lorien=lorien.__version__,
+            dialect=group.dialect,
+            target=group.target,
+            family=target.family,
+            target_attrs=target.to_json(),
+            feature_set={
+                "name": group.features.name,
+                "version": group.features.version,
+                "columns": [[column.name, column.unit, column.meaning] for column in group.features.columns],
+            },
+            options=asdict(options),
+            tables=tables,
+            rows=int(chosen.sum()),
+            workload_keys=[rows.keys[index] for index in learned],
+            networks=sorted({name for name in np.array([*rows.networks, None])[rows.network[chosen]] if name}),
+            holdout=holdout,
+            fit_seconds=round(time.monotonic() - started_s, 2),
+            calibration={"raw": list(calibration.raw), "fraction": list(calibration.fraction)},
+            members=[{"name": member.name, "share": member.share} for member in ensemble.members],
+            libraries=library_versions(),
+        )
+        return store.publish(model, files)
+
+
+def _split(rows: Rows, value: FloatArray, holdout_network: str | None) -> tuple[BoolArray, BoolArray]:
+    """Rows to learn from and rows held out."""
+    learn, test = rows.all(), ~rows.all()
+    if holdout_network is not None:
+        learn, test = split_holdout(rows.workload_keys(), rows.network_names(), holdout_network)
+    # A workload where nothing ran has no best to measure the others by.
+    ran = np.bincount(rows.workload, weights=value, minlength=len(rows.keys)) > 0
+    return learn & ran[rows.workload], test
+
+
+def _folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray:
+    """Fold of every workload in ``rows.keys``; ``NO_FOLD`` for those without a chosen row."""
+    count = np.bincount(rows.workload[chosen], minlength=len(rows.keys))
+    present = np.flatnonzero(count)
+    fold = np.full(len(rows.keys), NO_FOLD, dtype=np.int64)
+    fold[present] = assign_folds([rows.keys[index] for index in present], count[present], folds)
+    return fold
+
+
+def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
+    """Refuse to publish trees that do not say what AutoGluon says."""
+    error = np.abs(TreeEnsemble(text)(features) - ensemble.predict(features)).max()
+    if not error <= EXPORT_TOLERANCE:
+        raise LorienError(f"the exported trees differ from AutoGluon's prediction by {error:.2g}: please report this")
+
+
+def _unseen_scores(group: Tables, rows: Rows, ensemble: Ensemble, text: bytes, fold: IntArray) -> FloatArray:
+    """Raw scores (rows,), each by boosters that never saw the row's workload.
+
+    Rows of training workloads, sampled out or not, are scored by the boosters fitted without their fold; the others,
+    by all of them.
+    """
+    row_fold = fold[rows.workload]
+    parts = {NO_FOLD: TreeEnsemble(text)}
+    parts |= {index: TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)}
+    scores = np.empty(len(rows))
+    row = 0
+    for batch in feature_batches(group):
+        here = slice(row, row + len(batch))
+        for index, trees in parts.items():
+            wanted = row_fold[here] == index
+            scores[here][wanted] = trees(batch[wanted])
+        row += len(batch)
+    return scores
