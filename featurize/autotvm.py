@@ -1,9 +1,9 @@
 """Features of AutoTVM schedules: the workload, its knobs on canonical axes, and what the tiling implies.
 
 Every template is seen as one loop nest: output axes ``b`` (the Winograd transform points, or the batch of a matrix
-multiplication), ``f`` (output channels), ``y``, ``x``, and reduction axes ``c``, ``ry``, ``rx``. A split knob tiles one of
-them; level 0 is its innermost factor. On a GPU an output axis has four levels: block, virtual thread, thread, inner. A
-Winograd template multiplies matrices: ``x`` runs over the image tiles and ``y`` is not there.
+multiplication), ``f`` (output channels), ``y``, ``x``, and reduction axes ``c``, ``ry``, ``rx``. A split knob tiles one
+of them; level 0 is its innermost factor. On a GPU an output axis has four levels: block, virtual thread, thread, inner.
+A Winograd template multiplies matrices: ``x`` runs over the image tiles and ``y`` is not there.
 
 All records of a batch that have the same template and the same knobs are computed at once, column by column.
 """
@@ -29,6 +29,7 @@ OUTPUT_AXES = ("b", "f", "y", "x")
 REDUCE_AXES = ("c", "ry", "rx")
 LEVELS = 4
 OTHER_KNOBS = 16
+MAX_FACTOR = 2.0**31
 WARP = 32
 
 _SPATIAL = {
@@ -223,17 +224,19 @@ class AutoTvmExtractor:
 
 
 def _values(kind: str, values: list[Json]) -> Array:
-    """Knob values as numbers (records, parts). Raises ``ValueError`` or ``TypeError`` on what is no value of the kind."""
+    """Knob values as numbers (records, parts). Raises ``ValueError`` or ``TypeError`` on what the kind does not hold."""
     if kind == "an":
         return np.array([[_ANNOTATION.get(part, np.nan) for part in value] for value in values], dtype=np.float64)
     if kind == "ot":
         numbers = [float(value) if isinstance(value, (int, float)) else np.nan for value in values]
+        if any(abs(number) >= MAX_FACTOR for number in numbers):
+            raise ValueError("option out of range")
         return np.array(numbers)[:, None]
     array = np.array(values, dtype=np.float64)
-    if array.ndim != 2:
-        raise ValueError(f"{kind} without factors")
-    if kind == "sp" and not (array[:, 1:] >= 1).all():
-        raise ValueError("split factor below 1")
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"{kind} is not a list of numbers")
+    if kind == "sp" and not ((array[:, 1:] >= 1) & (array[:, 1:] < MAX_FACTOR)).all():
+        raise ValueError("split factor out of range")
     return array
 
 
@@ -358,7 +361,7 @@ class _Nest:
         for name in self._others:
             kind, values = self._knob_kinds[name], self._values[name]
             if name == "auto_unroll_max_step":
-                found["unroll_step"] = np.log2(1 + values[:, 0])
+                found["unroll_step"] = np.log2(1 + np.maximum(values[:, 0], 0))
             elif name in ("unroll_explicit", "unroll_kw"):
                 found[name] = values[:, 0]
             elif kind == "re" and "reorder_last" not in found:
@@ -435,7 +438,7 @@ class _Nest:
             logs["weight_loads"] = np.ceil(weight_tile / threads)
             logs["body"] = body
             if "auto_unroll_max_step" in self._values:
-                logs["body_over_unroll"] = body / (1 + self._values["auto_unroll_max_step"][:, 0])
+                logs["body_over_unroll"] = body / (1 + np.maximum(self._values["auto_unroll_max_step"][:, 0], 0))
             found["warp_use"] = threads / (WARP * np.ceil(threads / WARP))
         else:
             found.update(self._cpu(logs))
