@@ -10,6 +10,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,18 +77,26 @@ def _build(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measur
 
 def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
     workload, library = Workload.from_json(job["workload"]), Path(job["library"])
+    limit_s = job["limit_s"]
 
     def run() -> Measurement:
         if job["expected"] is not None:
             wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
             if wrong:
                 return Measurement(Outcome.WRONG_RESULT, detail=wrong)
-        latencies_s = dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"])
-        if not latencies_s or not all(0 < latency_s < math.inf for latency_s in latencies_s):
-            return Measurement(Outcome.RUN_ERROR, detail=f"the run gave no usable latencies: {latencies_s}")
-        return Measurement(Outcome.OK, tuple(latencies_s))
+        if limit_s is not None:
+            first = _timed(dialect.run(workload, library, target, repeat=1, min_repeat_s=0.0))
+            if not first.ok or first.latencies_s[0] > limit_s:
+                return replace(first, detail=first.detail or f"stopped after one run: slower than {limit_s:.3g} s")
+        return _timed(dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"]))
 
     return _attempt(run, Outcome.RUN_ERROR)
+
+
+def _timed(latencies_s: list[float]) -> Measurement:
+    if latencies_s and all(0 < latency_s < math.inf for latency_s in latencies_s):
+        return Measurement(Outcome.OK, tuple(latencies_s))
+    return Measurement(Outcome.RUN_ERROR, detail=f"the run gave no usable latencies: {latencies_s}")
 
 
 def _expect(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:

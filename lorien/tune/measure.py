@@ -7,6 +7,7 @@ starting, importing or building while a candidate runs; and a child is not a cop
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -106,7 +107,12 @@ class Measurer:
         self._runner, *self._builders = self._children
 
     def measure(
-        self, workload: Workload, candidates: Sequence[Candidate], progress: Progress | None = None
+        self,
+        workload: Workload,
+        candidates: Sequence[Candidate],
+        progress: Progress | None = None,
+        *,
+        limit_s: float = math.inf,
     ) -> list[Measurement]:
         """Build all candidates, then run those that built; results in the order given.
 
@@ -116,6 +122,9 @@ class Measurer:
         candidates : sequence of Candidate
         progress : callable, optional
             Called in this thread with the index and the measurement of each candidate as it is done.
+        limit_s : float
+            A candidate slower than this in a first single run is not run again: it has that one latency, and its
+            ``detail`` says so.
 
         Raises
         ------
@@ -131,17 +140,20 @@ class Measurer:
 
         with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             try:
-                self._measure(workload, candidates, Path(folder), done)
+                self._measure(workload, candidates, Path(folder), done, limit_s)
             except BaseException:  # also an interrupt: what the children were doing is of no use any more
                 self._kill()
                 raise
         return [results[index] for index in range(len(candidates))]
 
-    def _measure(self, workload: Workload, candidates: Sequence[Candidate], folder: Path, done: Progress) -> None:
+    def _measure(
+        self, workload: Workload, candidates: Sequence[Candidate], folder: Path, done: Progress, limit_s: float
+    ) -> None:
         common = {
             "workload": workload.to_json(),
             "repeat": self._config.repeat,
             "min_repeat_s": self._config.min_repeat_s,
+            "limit_s": limit_s if limit_s < math.inf else None,
             "expected": str(folder / "expected.npz") if self._config.check else None,
         }
         # The folder is new in every call: the loader takes a path it has seen for the library it has loaded.
@@ -172,6 +184,7 @@ class Measurer:
         config = self._config
         timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
         waiting = deque(jobs.items())
+        suspects: set[int] = set()
         while True:
             for child in workers:
                 if waiting and child.idle and (child.exited or child.jobs >= config.jobs_per_child):
@@ -186,7 +199,13 @@ class Measurer:
                 return
             wait([child.wire for child in busy], max(0.0, min(child.deadline_s for child in busy) - time.monotonic()))
             for child in busy:
-                yield from child.answers()
+                for index, result in child.answers():
+                    if child.died and index not in suspects:
+                        # Killed by another, or broken by the job before: not this one's fault. Once more.
+                        suspects.add(index)
+                        waiting.appendleft((index, jobs[index]))
+                    else:
+                        yield index, result
 
     def _kill(self) -> None:
         for child in self._children:
@@ -207,7 +226,7 @@ class Measurer:
 
 
 class _Child:
-    """One child process: dead; warming up; idle; or busy with a job."""
+    """One child process: dead (``died``: not by our hand); warming up; idle; or busy with a job."""
 
     def __init__(self, setup: bytes, log: Path) -> None:
         self._setup = setup
@@ -226,7 +245,7 @@ class _Child:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
             )
-        self.dead = False
+        self.dead = self.died = False
         self.jobs = 0
         self._job: int | None = None
         self._said_before = 0
@@ -282,6 +301,7 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):  # the socket closes a little before the process ends
             self._process.wait(_EXIT_TIMEOUT_S)
         self.kill()
+        self.died = True
         code = self._process.returncode
         said = self._log.read_bytes()[self._said_before :][-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
         if code == -signal.SIGKILL:

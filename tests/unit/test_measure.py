@@ -25,6 +25,7 @@ WAIT_S = 20  # for what takes milliseconds on an idle machine
 @pytest.fixture(autouse=True)
 def _stub_dialect(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(STUB)
+    monkeypatch.setenv("MISBEHAVING_FILE", str(tmp_path / "scratch"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -79,11 +80,10 @@ def test_what_takes_all_memory_is_stopped_at_the_limit():
     assert found == [Outcome.OUT_OF_MEMORY, Outcome.OK, Outcome.OUT_OF_MEMORY, Outcome.OK]
 
 
-def test_a_compiler_that_a_build_started_dies_with_it(monkeypatch, tmp_path):
-    monkeypatch.setenv("MISBEHAVING_PID", str(tmp_path / "pid"))
+def test_a_compiler_that_a_build_started_dies_with_it(tmp_path):
     with Measurer("misbehaving", TARGET, MeasureConfig(builders=1, build_timeout_s=2)) as measurer:
         assert outcomes(measurer, {"build": "hang in a compiler"}) == [Outcome.BUILD_TIMEOUT]
-        assert_gone([int((tmp_path / "pid").read_text())])
+        assert_gone([int((tmp_path / "scratch").read_text())])
 
 
 @pytest.mark.parametrize("run", ["nan", "zero", "nothing"])
@@ -93,6 +93,19 @@ def test_latencies_that_are_none_are_a_run_error(measurer, run):
 
 def test_a_build_that_writes_nothing_is_a_build_error(measurer):
     assert outcomes(measurer, {"build": "write nothing"}) == [Outcome.BUILD_ERROR]
+
+
+@pytest.mark.parametrize("schedule", [{"build": "killed once"}, {"run": "killed once"}])
+def test_a_child_that_another_killed_is_not_held_against_the_candidate(measurer, schedule):
+    assert outcomes(measurer, schedule, {}) == [Outcome.OK, Outcome.OK]
+
+
+def test_what_is_slower_than_the_limit_runs_once(measurer):
+    fine, slow = measurer.measure(WORKLOAD, [FINE, Candidate({"run": "slow"})], limit_s=1.0)
+    assert fine.latencies_s == (0.06, 0.06, 0.06)
+    assert slow.ok
+    assert slow.latencies_s == (9.0,)
+    assert slow.detail == "stopped after one run: slower than 1 s"
 
 
 def test_progress_tells_of_each_candidate_once(measurer):

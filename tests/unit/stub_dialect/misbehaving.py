@@ -29,7 +29,7 @@ class MisbehavingDialect(LiveDialect):
     def run(self, workload, library, target, *, repeat, min_repeat_s):
         what = eval(library.read_text().splitlines()[0])
         misbehave(what)
-        return {"nan": [float("nan")], "zero": [0.0], "nothing": []}.get(what, [min_repeat_s] * repeat)
+        return {"nan": [float("nan")], "zero": [0.0], "nothing": [], "slow": [9.0] * repeat}.get(what, [0.06] * repeat)
 
     def outputs(self, workload, library, target):
         what = eval(library.read_text().splitlines()[0])
@@ -43,6 +43,9 @@ def misbehave(how):
         os.kill(os.getpid(), signal.SIGSEGV)
     elif how == "exit":
         sys.exit(3)
+    elif how == "killed once" and not Path(os.environ["MISBEHAVING_FILE"]).exists():
+        Path(os.environ["MISBEHAVING_FILE"]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     elif how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "abort on bad_alloc":
@@ -57,7 +60,7 @@ def misbehave(how):
             signal.pause()
     elif how == "hang in a compiler":
         compiler = subprocess.Popen(["sleep", "1000"])
-        Path(os.environ["MISBEHAVING_PID"]).write_text(str(compiler.pid))
+        Path(os.environ["MISBEHAVING_FILE"]).write_text(str(compiler.pid))
         compiler.wait()
     elif how == "allocate":
         hoard = []
