@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from lorien.records import Candidate, TuningRecord, Workload
+from lorien.records import Candidate, Measurement, TuningRecord, Workload
 from lorien.target import Target
 
 FloatArray = npt.NDArray[np.float64]
@@ -99,6 +99,19 @@ class LogDialect(Protocol):
         """
 
 
+class LogWriter(Protocol):
+    """Writes a framework's native log as lines, for a session that appends them. Stateless once made."""
+
+    workload_file: str
+    record_file: str
+
+    def workload_lines(self) -> bytes:
+        """Content of ``workload_file``: all workloads of the log."""
+
+    def record_line(self, index: int, candidate: Candidate, measurement: Measurement) -> bytes:
+        """A line of ``record_file``, its newline included: a candidate of workload number ``index``, measured."""
+
+
 @runtime_checkable
 class LiveDialect(LogDialect, Protocol):
     """A log dialect whose framework is here to extract, sample, build and run."""
@@ -154,3 +167,6 @@ class LiveDialect(LogDialect, Protocol):
 
     def outputs(self, workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
         """All tensors after one run on inputs that depend on the workload only. Runs in a child."""
+
+    def log_writer(self, workloads: Sequence[Workload], target: Target) -> LogWriter:
+        """What writes a log of these workloads that ``read`` and the framework's own tools read back."""

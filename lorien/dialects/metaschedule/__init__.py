@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lorien.dialects.base import LogInfo, ReadReport, ScoreFn
+from lorien.dialects.base import LogInfo, LogWriter, ReadReport, ScoreFn
 from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
 from lorien.records import Candidate, TuningRecord, Workload
@@ -97,3 +97,9 @@ class MetaScheduleDialect:
         from lorien.dialects.metaschedule.compile import outputs
 
         return outputs(workload, library, target)
+
+    def log_writer(self, workloads: Sequence[Workload], target: Target) -> LogWriter:
+        """See ``LiveDialect``."""
+        from lorien.dialects.metaschedule.writer import JsonDatabaseWriter
+
+        return JsonDatabaseWriter(workloads, target)

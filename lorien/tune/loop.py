@@ -1,0 +1,167 @@
+"""The tuning loop: choose a workload, ask for candidates, measure them, log each as it comes, tell the search."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lorien.database.base import ScheduleDatabase
+from lorien.records import Candidate, Measurement, TuningRecord, Workload
+from lorien.tune.measure import Measurer
+from lorien.tune.scheduler import SCHEDULERS
+from lorien.tune.session import Session, Trials
+
+SLOW = 2.0
+"""A candidate that is so many times slower than its workload's best in its first repeat is not run again."""
+
+Measured = Sequence[tuple[Candidate, Measurement]]
+Watch = Callable[[int, Measurement], None]
+"""Told of each trial once it is acknowledged: number of the workload, and the measurement."""
+
+
+class Strategy(Protocol):
+    """Where candidates come from."""
+
+    def ask(self, workload: Workload, count: int) -> Sequence[Candidate]:
+        """At most ``count`` candidates neither asked for nor told of before; none when the space is exhausted."""
+
+    def tell(self, workload: Workload, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
+        """Take in measurements, of candidates asked for or of the session before this one."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What a session is to do.
+
+    Parameters
+    ----------
+    trials : int
+        Over all workloads, those that the session holds already included.
+    trials_per_workload : int, optional
+        At most so many for each.
+    batch : int
+        Candidates built and run between two decisions.
+    scheduler : str
+        One of ``SCHEDULERS``.
+    """
+
+    trials: int
+    trials_per_workload: int | None = None
+    batch: int = 16
+    scheduler: str = "gradient"
+
+
+@dataclass
+class TuneReport:
+    """What one call of ``tune`` did; what it found is in the session.
+
+    Parameters
+    ----------
+    trials : int
+        Measured and acknowledged.
+    seconds : float
+        In all.
+    measure_s : float
+        Of these, building and running candidates.
+    exhausted : int
+        Workloads whose spaces hold no more candidates.
+    """
+
+    trials: int = 0
+    seconds: float = 0.0
+    measure_s: float = 0.0
+    exhausted: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """Share of the time in which nothing was built or run: search, features, model, log, database."""
+        return 1 - self.measure_s / self.seconds if self.seconds else 0.0
+
+
+def tune(
+    session: Session,
+    strategy: Strategy,
+    measurer: Measurer,
+    config: TuneConfig,
+    *,
+    database: ScheduleDatabase | None = None,
+    watch: Watch | None = None,
+) -> TuneReport:
+    """Measure until the session holds ``config.trials``, or the spaces hold no more.
+
+    No candidate in the session's log is measured again. Whatever ends this call, the log holds every trial that
+    ``watch`` was told of, and the next call goes on from there.
+
+    Raises
+    ------
+    StoreUnavailable, DatabaseUnavailable
+        The log or the database cannot be written. What was acknowledged is in the log.
+    """
+    report = TuneReport()
+    started_s = time.monotonic()
+    open_ = list(range(len(session.trials)))
+    told: set[int] = set()
+    while open_ and (room := config.trials - session.records) > 0:
+        chosen = SCHEDULERS[config.scheduler](
+            [session.trials[index].workload.weight for index in open_],
+            [session.trials[index].latencies_s for index in open_],
+            config.batch,
+        )
+        index = open_[chosen]
+        own = session.trials[index]
+        if index not in told:
+            told.add(index)
+            if known := own.top():
+                _commit(session, index, database, known)
+                strategy.tell(own.workload, *zip(*known, strict=True))
+        if config.trials_per_workload is not None:
+            room = min(room, config.trials_per_workload - len(own.latencies_s))
+        candidates = _ask(strategy, own, min(room, config.batch))
+        if not candidates:
+            open_.remove(index)
+            report.exhausted += room > 0
+            continue
+
+        measuring_s = time.monotonic()
+        acknowledge = functools.partial(_acknowledge, session, index, candidates, watch)
+        measurements = measurer.measure(own.workload, candidates, acknowledge, limit_s=SLOW * own.best_s)
+        report.trials += len(measurements)
+        report.measure_s += time.monotonic() - measuring_s
+        _commit(session, index, database, list(zip(candidates, measurements, strict=True)))
+        strategy.tell(own.workload, candidates, measurements)
+    report.seconds = time.monotonic() - started_s
+    return report
+
+
+def _acknowledge(
+    session: Session,
+    index: int,
+    candidates: Sequence[Candidate],
+    watch: Watch | None,
+    position: int,
+    measurement: Measurement,
+) -> None:
+    session.append(index, candidates[position], measurement)
+    if watch is not None:
+        watch(index, measurement)
+
+
+def _ask(strategy: Strategy, own: Trials, count: int) -> list[Candidate]:
+    """New candidates only: a search that was told of the best of an old session does not know all that it measured."""
+    while count > 0 and (asked := strategy.ask(own.workload, count)):
+        if fresh := [candidate for candidate in asked if candidate.key not in own.keys]:
+            return fresh
+    return []
+
+
+def _commit(session: Session, index: int, database: ScheduleDatabase | None, measured: Measured) -> None:
+    if database is not None:
+        database.put_many(
+            TuningRecord(
+                session.workloads[index], session.target, candidate, measurement, session.build, log=str(session.folder)
+            )
+            for candidate, measurement in measured
+        )
