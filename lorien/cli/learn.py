@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorien.cli.console import JsonFlag, command, emit, err, fail, out, progress, table, warn
+from lorien.cli.console import JsonFlag, command, emit, out, progress, table, warn
 
 Features = Annotated[Path, typer.Argument(help="Folder of feature tables, written by lorien featurize.")]
 
@@ -91,12 +91,17 @@ def train(
     """Train one performance model per target with AutoGluon, split by workload."""
     from lorien.models.train import train as run
 
-    with err.status("training") if err.is_terminal else progress("training"):
+    with progress("training") as update:
         reports = run(
-            features, output, target=target, preset=preset, time_limit_s=time_limit, holdout_network=holdout_network
+            features,
+            output,
+            target=target,
+            preset=preset,
+            time_limit_s=time_limit,
+            holdout_network=holdout_network,
+            reuse=reuse,
+            progress=update,
         )
-    if not reports:
-        fail("nothing was trained")
     if as_json:
         emit({"models": {name: report.to_json() for name, report in reports.items()}})
         return
