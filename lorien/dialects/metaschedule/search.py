@@ -1,0 +1,234 @@
+"""Search a workload's space with a model in place of the device: TVM's evolution, TVM's mutators, our scores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorien.dialects.base import FloatArray, ScoreFn
+from lorien.dialects.metaschedule.describe import Describer
+from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.workload import candidate_of, module_of, tvm_target
+from lorien.errors import BadInput
+from lorien.records import Candidate, Workload
+from lorien.target import Target
+
+if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
+    from tvm.s_tir import meta_schedule as ms
+
+logger = logging.getLogger(__name__)
+# TVM reports every generation, and warns of traces that do not apply, which are a part of any search.
+_tvm_logger = logging.getLogger(f"{__name__}.tvm")
+_tvm_logger.setLevel(logging.ERROR)
+
+POPULATION = 512
+GENERATIONS = 3
+PROBE = 32
+"""Samples that tell how fast this machine is and how large the space."""
+PRESSURE = 3
+"""Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
+_EXHAUSTED = 0.5
+"""Of a round of samples, the share that must be new for the space to be worth more of them."""
+_SPARE = 2
+"""Times the candidates asked for that each island keeps, since both may find the same."""
+_SEEDS = 2**31 - 2
+
+
+def search(
+    workload: Workload,
+    target: Target,
+    count: int,
+    score: ScoreFn | None,
+    *,
+    seed: int = 0,
+    budget_s: float | None = None,
+) -> list[Candidate]:
+    """See ``LiveDialect.search``.
+
+    Each core evolves a population of its own: TVM's threads would share one in an order that differs from run to run.
+    So a search without a budget gives the same candidates for the same seed on machines of as many cores.
+
+    Raises
+    ------
+    BadInput
+        The workload cannot be read, or MetaSchedule has no search space for it on this target.
+    """
+    started_s = time.monotonic()
+    register_intrinsics(target)
+    if score is None:
+        return _random(_Space(workload, target, seed), count)
+    deadline_s = started_s + (budget_s if budget_s is not None else float("inf"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lock = threading.Lock()
+
+    def locked(rows: npt.NDArray[np.float32]) -> FloatArray:
+        with lock:  # a model need not be safe across threads
+            return score(rows)
+
+    islands = [_Island(_Space(workload, target, seed * cores + i), locked, _SPARE * count) for i in range(cores)]
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(lambda island: island.evolve(POPULATION // cores, deadline_s), islands))
+    found = sorted((pair for island in islands for pair in island.best()), key=lambda pair: -pair[0])
+    best: dict[str, Candidate] = {}
+    for value, schedule in found:
+        candidate = candidate_of(schedule, value)
+        best.setdefault(candidate.key, candidate)
+        if len(best) == count:
+            break
+    scored = sum(island.scored for island in islands)
+    logger.info("%s: %d candidates scored in %.1f s", workload.name, scored, time.monotonic() - started_s)
+    return list(best.values())
+
+
+def _random(space: _Space, count: int) -> list[Candidate]:
+    """At most ``count`` distinct random candidates; fewer when a round of as many samples shows too few new ones."""
+    import tvm_ffi
+
+    found: dict[int, Schedule] = {}
+    while len(found) < count:
+        known = len(found)
+        for schedule in space.sample(count):
+            found.setdefault(tvm_ffi.structural_hash(schedule.mod), schedule)
+        if len(found) - known < _EXHAUSTED * count:
+            break
+    return [candidate_of(schedule) for schedule in list(found.values())[:count]]
+
+
+class _Space:
+    """MetaSchedule's search space of a workload: TVM's rules, mutators and post-processors for the target."""
+
+    def __init__(self, workload: Workload, target: Target, seed: int) -> None:
+        self.workload = workload
+        self.target = target
+        self._seed = seed
+        self._context = self.context(1)
+
+    def context(self, population: int, model: ms.CostModel | None = None) -> ms.TuneContext:
+        """A tune context ready to sample, and to evolve under ``model``."""
+        from tvm.s_tir import meta_schedule as ms
+
+        strategy = ms.search_strategy.EvolutionarySearch(
+            population_size=population, init_measured_ratio=0.0, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
+        )
+        try:
+            context = ms.TuneContext(
+                module_of(self.workload),
+                target=tvm_target(self.target),
+                space_generator="post-order-apply",
+                search_strategy=strategy,
+                num_threads=1,
+                rand_state=self._seed % _SEEDS + 1,
+                logger=_tvm_logger,
+            )
+            context.pre_tuning(1, 1, database=ms.database.MemoryDatabase(), cost_model=model)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise BadInput(
+                f"MetaSchedule has no search space for {self.workload.name} on {self.target}: {reason}"
+            ) from error
+        return context
+
+    def sample(self, count: int) -> list[Schedule]:
+        """At most ``count`` random schedules that every post-processor accepts; duplicates are possible."""
+        from tvm.s_tir.meta_schedule import _ffi_api as ffi
+
+        return list(ffi.SearchStrategyEvolutionarySearchSampleInitPopulation(self._context.search_strategy, count))
+
+
+class _Island:
+    """A population that evolves in one thread, and the best that was seen in it."""
+
+    def __init__(self, space: _Space, score: ScoreFn, keep: int) -> None:
+        self.scored = 0
+        self._space = space
+        self._describe = Describer(space.target)
+        self._score = score
+        self._keep = keep
+        self._scores: dict[Schedule, float] = {}
+        self._best: dict[bytes, tuple[float, Schedule]] = {}
+        self._deadline_s = float("inf")
+        self._expired = False
+
+    def best(self) -> list[tuple[float, Schedule]]:
+        """Scores and schedules, best first; those of equal features are one."""
+        return sorted(self._best.values(), key=lambda pair: -pair[0])[: self._keep]
+
+    def evolve(self, population: int, deadline_s: float) -> None:
+        """Sample, then evolve, a population as large as the time allows."""
+        from tvm.s_tir.meta_schedule import _ffi_api as ffi
+
+        self._deadline_s = deadline_s
+        started_s = time.monotonic()
+        first = self._space.sample(PROBE)
+        self._weights(first)
+        if len(self._best) < _EXHAUSTED * len(first):
+            # A handful of schedules: more samples find all of them, and there is nothing to breed.
+            self._weights(self._space.sample(PROBE))
+            return
+        each_s = (time.monotonic() - started_s) / PROBE
+        affordable = (deadline_s - time.monotonic()) / (each_s * (GENERATIONS + 1))
+        population = int(min(population, affordable))
+        if population <= PROBE:
+            return
+        first += self._space.sample(population - PROBE)
+        context = self._space.context(population, _cost_model(self._weights))
+        try:
+            ffi.SearchStrategyEvolutionarySearchEvolveWithCostModel(context.search_strategy, first, 1)
+        except Exception:
+            if not self._expired:
+                raise
+
+    def _weights(self, schedules: Sequence[Schedule]) -> FloatArray:
+        """Score a generation, and say how much each is to be bred from."""
+        if time.monotonic() > self._deadline_s:
+            self._expired = True
+            raise TimeoutError("the search is out of time")
+        # Those not mutated are in the next generation again, as the same objects.
+        new = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self._scores]
+        rows = self._describe(new, [self._space.workload] * len(new))
+        values = np.full(len(new), -np.inf)
+        good = ~np.isnan(rows[:, 0])
+        if good.any():
+            values[good] = self._score(rows[good])
+        known = {**self._scores, **dict(zip(new, values.tolist(), strict=True))}
+        self._scores = {schedule: known[schedule] for schedule in schedules}
+        self.scored += len(new)
+        for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
+            if np.isfinite(value):
+                self._best.setdefault(row.tobytes(), (value, schedule))
+        if len(self._best) > 2 * self._keep:
+            kept = sorted(self._best.items(), key=lambda item: -item[1][0])[: self._keep]
+            self._best = dict(kept)
+        ranks = np.argsort(np.argsort([self._scores[schedule] for schedule in schedules]))
+        weights: FloatArray = ((ranks + 1) / max(1, len(ranks))) ** PRESSURE
+        return weights
+
+
+def _cost_model(weigh: Callable[[Sequence[Schedule]], FloatArray]) -> ms.CostModel:
+    from tvm.ir.utils import derived_object
+    from tvm.s_tir.meta_schedule.cost_model import PyCostModel
+
+    @derived_object
+    class Scored(PyCostModel):  # type: ignore[misc]
+        def load(self, path: str) -> None:
+            """Nothing to load: the model comes trained."""
+
+        def save(self, path: str) -> None:
+            """Nothing to save."""
+
+        def update(self, context: Any, candidates: Any, results: Any) -> None:
+            """Nothing to learn: no candidate is measured here."""
+
+        def predict(self, context: Any, candidates: Any) -> FloatArray:
+            return weigh([candidate.sch for candidate in candidates])
+
+    return Scored()
