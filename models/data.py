@@ -139,20 +139,22 @@ def read_rows(group: Tables) -> Rows:
     return Rows(tuple(keys), tuple(networks), workload, network, latency, weight)
 
 
-def feature_batches(group: Tables) -> Iterator[Features]:
-    """The features of all rows, in batches (at most ``BATCH_ROWS``, columns)."""
+def feature_batches(group: Tables) -> Iterator[tuple[slice, Features]]:
+    """The features of all rows in batches: which rows, and their features (at most ``BATCH_ROWS``, columns)."""
+    row = 0
     for batch in _batches(group, list(group.features.names)):
-        yield np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
+        features = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
+        yield slice(row, row + len(features)), features
+        row += len(features)
 
 
 def read_features(group: Tables, chosen: BoolArray) -> Features:
     """The features of the chosen rows: (chosen, columns). What is not chosen is never held."""
     features = np.empty((int(chosen.sum()), len(group.features.names)), dtype=np.float32)
-    row = filled = 0
-    for batch in feature_batches(group):
-        wanted = batch[chosen[row : row + len(batch)]]
+    filled = 0
+    for here, batch in feature_batches(group):
+        wanted = batch[chosen[here]]
         features[filled : filled + len(wanted)] = wanted
-        row += len(batch)
         filled += len(wanted)
     return features
 

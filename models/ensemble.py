@@ -23,6 +23,8 @@ from lorien.models.presets import Preset
 logger = logging.getLogger(__name__)
 
 MEMORY_GB = 4.0
+# On fewer rows the threads of a booster spend their time waiting for one another.
+PARALLEL_ROWS = 10_000
 _LIBRARIES = ("autogluon.tabular", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "numpy")
 
 
@@ -144,7 +146,7 @@ def fit_ensemble(
                 num_bag_sets=1,
                 num_stack_levels=0,
                 dynamic_stacking=False,
-                num_cpus=len(os.sched_getaffinity(0)),
+                num_cpus=len(os.sched_getaffinity(0)) if len(features) >= PARALLEL_ROWS else 1,
                 num_gpus=0,
                 memory_limit=MEMORY_GB,
             )

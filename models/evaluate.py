@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorien.errors import BadInput
-from lorien.models.data import group_tables, read_rows
+from lorien.models.data import feature_batches, group_tables, read_rows
 from lorien.models.metrics import ranking_scores
 from lorien.models.predictor import load_ranker
 from lorien.target import Target
@@ -69,7 +69,10 @@ def evaluate(
         if not chosen.any():
             logger.warning("%s: nothing to score, %d workloads were trained on", group.target, dropped)
             continue
-        score = np.concatenate([ranker.score_table(path) for path in group.paths])
+        ranker.check(group)
+        score = np.empty(len(rows))
+        for here, batch in feature_batches(group):
+            score[here][chosen[here]] = ranker.score(batch[chosen[here]])
         name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
         results[name] = {
             **ranking_scores(rows.candidates(chosen), score[chosen]),

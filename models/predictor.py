@@ -21,6 +21,7 @@ from lorien.target import Target
 
 if TYPE_CHECKING:
     from lorien.featurize.base import FeatureExtractor
+    from lorien.models.data import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,8 @@ class Ranker:
             raise BadInput(
                 f"workload {workload.name!r} is of dialect {workload.dialect}, the model of {self.model.dialect}"
             )
-        if self._extractor is None:
-            self._extractor = open_extractor(self.model.dialect)
-        if not candidates:
-            return np.zeros(0)
-        return self.score(self._extractor.extract(workload, candidates, self.target))
+        extractor = self._extractor or open_extractor(self.model.dialect)
+        return self.score(extractor.extract(workload, candidates, self.target))
 
     def score(self, features: npt.NDArray[np.float32]) -> FloatArray:
         """Score feature rows (candidates, columns) of the model's feature set: (candidates,), as ``rank`` does.
@@ -120,15 +118,20 @@ class Ranker:
         SchemaMismatch
             The table is damaged, or of another dialect or feature set.
         """
-        from lorien.models.data import Tables, feature_batches, table_at
+        from lorien.models.data import feature_batches, table_at
 
-        table: Tables = table_at(path)
-        if (table.dialect, table.features) != (self.model.dialect, self.model.features):
+        table = table_at(path)
+        self.check(table)
+        return np.concatenate([np.zeros(0), *(self.score(batch) for _, batch in feature_batches(table))])
+
+    def check(self, tables: Tables) -> None:
+        """Raise ``SchemaMismatch`` when tables are of another dialect or feature set than the model reads."""
+        if (tables.dialect, tables.features) != (self.model.dialect, self.model.features):
             raise SchemaMismatch(
-                f"{path} holds {table.dialect} features {table.features.id}, the model of {self.model.target} reads "
-                f"{self.model.features.id} of {self.model.dialect}. Fix: lorien featurize, then lorien-train again"
+                f"{tables.paths[0]} holds {tables.dialect} features {tables.features.id}, the model of "
+                f"{self.model.target} reads {self.model.features.id} of {self.model.dialect}. "
+                "Fix: lorien featurize, then lorien-train again"
             )
-        return np.concatenate([np.zeros(0), *(self.score(batch) for batch in feature_batches(table))])
 
 
 def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dialect: str | None = None) -> Ranker:

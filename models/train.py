@@ -248,11 +248,8 @@ def _unseen_scores(group: Tables, rows: Rows, ensemble: Ensemble, text: bytes, f
     parts = {NO_FOLD: TreeEnsemble(text)}
     parts |= {index: TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)}
     scores = np.empty(len(rows))
-    row = 0
-    for batch in feature_batches(group):
-        here = slice(row, row + len(batch))
+    for here, batch in feature_batches(group):
         for index, trees in parts.items():
             wanted = row_fold[here] == index
             scores[here][wanted] = trees(batch[wanted])
-        row += len(batch)
     return scores

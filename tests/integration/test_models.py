@@ -1,0 +1,325 @@
+"""Train on feature tables, publish, rank, evaluate: the real AutoGluon on small synthetic tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lorien.errors import (
+    BadInput,
+    ChecksumMismatch,
+    SchemaMismatch,
+    UnknownTarget,
+    UnsupportedOperation,
+)
+from lorien.featurize.schema import Column, FeatureSet
+from lorien.models import load_ranker
+from lorien.models.data import group_tables, read_features, read_rows
+from lorien.models.evaluate import evaluate
+from lorien.models.sampling import row_weights, sample_rows
+from lorien.models.store import SCORER_FILE, open_models
+from lorien.models.train import train
+from lorien.target import Target
+
+FEATURES = FeatureSet("toy", 1, tuple(Column(f"c{i}", "1", f"column {i}") for i in range(8)))
+TARGET = Target.parse("llvm -mcpu=znver4 -num-cores=2")
+SISTER = Target.parse("llvm -mcpu=skylake -num-cores=2")
+NETWORKS = {"vgg": range(8), "resnet": range(6, 14), "mobilenet": range(14, 22)}
+"""Workload numbers of each network; two are shared."""
+
+
+def write_table(path: Path, network: str | None, workloads, target=TARGET, features=FEATURES, rows=40, seed=0) -> Path:
+    """Latencies that follow from the features in the same way for every workload, times the workload's own scale."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {name: [] for name in ("workload_key", "network", "latency_s", "candidate", "error")}
+    blocks = []
+    for number in workloads:
+        matrix = rng.normal(size=(rows, len(features.names))).astype(np.float32)
+        matrix[:, 7] = number
+        matrix[rng.random(rows) < 0.2, 3] = np.nan
+        latency = 1e-3 * (number + 1) * np.exp(0.5 * np.abs(matrix[:, 0]) + 0.3 * np.maximum(matrix[:, 1], 0))
+        failed = matrix[:, 2] > 1.2
+        columns["workload_key"] += [f"w{number:03}"] * rows
+        columns["network"] += [network] * rows
+        columns["latency_s"] += np.where(failed, None, latency).tolist()
+        columns["error"] += np.where(failed, "run_error", None).tolist()
+        columns["candidate"] += [f"{number}-{i}" for i in range(rows)]
+        blocks.append(matrix)
+    count = len(columns["workload_key"])
+    columns |= {"workload": columns["workload_key"], "weight": [2.0] * count, "flop": [None] * count}
+    columns |= {"build": ["toy 1"] * count}
+    schema = features.arrow_schema("toy", target.key, {"log": path.stem})
+    matrix = np.concatenate(blocks)
+    columns |= {name: matrix[:, i] for i, name in enumerate(features.names)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), path)
+    return path
+
+
+def write_tables(root: Path, target=TARGET, features=FEATURES, rows=40) -> Path:
+    folder = root / "dialect=toy" / f"target={target.key}"
+    for seed, (network, workloads) in enumerate(NETWORKS.items()):
+        write_table(folder / f"{network}.parquet", network, workloads, target, features, rows, seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    return write_tables(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def trained(features, tmp_path_factory):
+    """A store with a model that never saw vgg, and the report of its training."""
+    out = tmp_path_factory.mktemp("models")
+    (report,) = train(features, out, holdout_network="vgg", time_limit_s=60).values()
+    return out, report
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """A store that a test may damage."""
+    return Path(shutil.copytree(trained[0], tmp_path / "models"))
+
+
+def model_files(root: Path) -> tuple[Path, Path]:
+    (about,) = root.glob("*/*/model.json")
+    (scorer,) = root.glob(f"*/*/*/{SCORER_FILE}")
+    return about, scorer
+
+
+def test_a_held_out_network_is_ranked_well_and_shares_no_workload_with_training(trained, features):
+    out, report = trained
+    stored = open_models(out).read("toy", TARGET.key)
+    assert not {f"w{number:03}" for number in NETWORKS["vgg"]} & set(stored.model.workload_keys)
+    assert report.workloads == len(stored.model.workload_keys) == 14
+    # Workload 6 and 7 are in two networks: out of training in both.
+    assert report.rows == 14 * 40
+    assert report.holdout["held_out"] == "vgg"
+    assert report.holdout["workloads"] == 8
+    assert report.holdout["top1_mean"] > report.holdout["random_top1_mean"] + 0.15
+    assert report.holdout["top5_mean"] > 0.9
+    assert stored.model.networks == ["mobilenet", "resnet"]
+    # What evaluate finds is what the training reported.
+    (found,) = evaluate(features, out, holdout_network="vgg").values()
+    assert found["dropped_workloads"] == 0
+    for name in ("top1_mean", "top5_weighted", "spearman_mean", "workloads", "records"):
+        assert found[name] == pytest.approx(report.holdout[name])
+
+
+def test_workloads_the_model_was_trained_on_are_never_scored(trained, features):
+    out, _ = trained
+    (found,) = evaluate(features, out).values()
+    assert (found["workloads"], found["dropped_workloads"]) == (8, 14)
+    with pytest.raises(BadInput, match="lorien-train FEATURES -o MODELS --holdout-network mobilenet"):
+        evaluate(features, out, holdout_network="mobilenet")
+    with pytest.raises(BadInput, match="no rows of network 'alexnet'"):
+        evaluate(features, out, holdout_network="alexnet")
+
+
+def test_scores_are_fractions_in_the_order_given_and_zero_for_what_cannot_be_lowered(trained, features):
+    ranker = load_ranker(trained[0], TARGET)
+    assert ranker.exact
+    (group,) = group_tables(features)
+    matrix = read_features(group, read_rows(group).all())
+    scores = ranker.score(matrix)
+    assert scores.shape == (len(matrix),)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    order = np.random.default_rng(0).permutation(len(matrix))
+    np.testing.assert_array_equal(ranker.score(matrix[order]), scores[order])
+    np.testing.assert_array_equal(np.concatenate([ranker.score_table(path) for path in group.paths]), scores)
+    assert ranker.score(np.full((2, 8), np.nan, dtype=np.float32)).tolist() == [0.0, 0.0]
+    assert ranker.score(matrix[:0]).shape == (0,)
+    with pytest.raises(BadInput, match="columns"):
+        ranker.score(matrix[:, :5])
+
+
+def test_the_score_is_the_expected_fraction_on_unseen_workloads(trained, features):
+    ranker = load_ranker(trained[0], TARGET)
+    (group,) = group_tables(features)
+    rows = read_rows(group)
+    test = np.array([name == "vgg" for name in rows.network_names()])
+    value = rows.candidates(test).value()
+    scores = np.concatenate([ranker.score_table(path) for path in group.paths])[test]
+    assert scores.mean() == pytest.approx(value.mean(), abs=0.06)
+    top = scores > np.quantile(scores, 0.8)
+    assert scores[top].mean() == pytest.approx(value[top].mean(), abs=0.12)
+
+
+def test_the_published_autogluon_predictor_ranks_alike(trained, features):
+    pytest.importorskip("autogluon.tabular")
+    import pandas as pd
+    from autogluon.tabular import TabularPredictor
+
+    _, scorer = model_files(trained[0])
+    ranker = load_ranker(trained[0], TARGET)
+    (group,) = group_tables(features)
+    matrix = read_features(group, read_rows(group).all())
+    theirs = TabularPredictor.load(str(scorer.parent / "autogluon"), verbosity=0)
+    expected = theirs.predict(pd.DataFrame(matrix, columns=[f"f{i}" for i in range(8)]))
+    raw = ranker._scorer.trees(matrix)
+    np.testing.assert_allclose(raw, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(ranker.score(matrix), kind="stable"))
+
+
+def test_training_is_reproducible_prints_nothing_and_leaves_nothing_behind(trained, features, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from lorien.models.train import train\n"
+        "train(Path(sys.argv[1]), sys.argv[2], holdout_network='vgg', time_limit_s=60)"
+    )
+    work = tmp_path / "cwd"
+    work.mkdir()
+    command = [sys.executable, "-c", script, str(features), str(tmp_path / "models")]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(work.iterdir()) == []
+    assert model_files(tmp_path / "models")[1].read_bytes() == model_files(trained[0])[1].read_bytes()
+
+
+def test_ranking_imports_neither_autogluon_nor_pandas_nor_pickles(trained):
+    script = (
+        "import sys; from lorien.models import load_ranker; import numpy as np\n"
+        "load_ranker(sys.argv[1], sys.argv[2]).score(np.zeros((3, 8), dtype=np.float32))\n"
+        "bad = {'autogluon', 'pandas', 'sklearn', 'scipy', 'lightgbm', 'tvm'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", script, str(trained[0]), TARGET.key], check=True, timeout=60)
+
+
+def test_a_second_training_with_reuse_keeps_the_model_until_a_table_changes(trained, features, copy, tmp_path):
+    about, _ = model_files(copy)
+    written = about.read_bytes()
+    calls = []
+
+    def again(tables):
+        options = {"holdout_network": "vgg", "time_limit_s": 60, "reuse": True}
+        (report,) = train(tables, copy, **options, progress=lambda *call: calls.append(call)).values()
+        return report
+
+    assert again(features) == dataclasses.replace(trained[1], path=str(about.parent))
+    assert about.read_bytes() == written
+    assert calls == [(0, 1, TARGET.key), (1, 1, "")]
+    more = Path(shutil.copytree(features, tmp_path / "features"))
+    write_table(more / "dialect=toy" / f"target={TARGET.key}" / "more.parquet", None, range(30, 33))
+    assert again(more).workloads == trained[1].workloads + 3
+    # The old model's files went with it.
+    assert len([path for path in about.parent.iterdir() if path.is_dir()]) == 1
+
+
+def test_another_target_of_the_family_answers_with_a_warning(trained, caplog):
+    with caplog.at_level(logging.WARNING):
+        ranker = load_ranker(trained[0], SISTER)
+    assert not ranker.exact
+    assert SISTER.key in caplog.text
+    with pytest.raises(UnknownTarget, match=TARGET.key):
+        load_ranker(trained[0], "cuda_rtx3080")
+
+
+def test_an_empty_store_and_an_unknown_scheme_are_told_apart(tmp_path):
+    with pytest.raises(UnknownTarget, match="trained: none"):
+        load_ranker(tmp_path / "nowhere", TARGET)
+    with pytest.raises(UnsupportedOperation, match="s3://"):
+        load_ranker("s3://bucket/models", TARGET)
+    with pytest.raises(UnknownTarget, match="trained: none"):
+        load_ranker(f"file://{tmp_path}", TARGET)
+
+
+def test_a_changed_file_is_refused(copy):
+    _, scorer = model_files(copy)
+    scorer.write_bytes(scorer.read_bytes().replace(b"leaf_value=", b"leaf_value=1", 1))
+    with pytest.raises(ChecksumMismatch, match="lorien-train"):
+        load_ranker(copy, TARGET)
+    scorer.unlink()
+    with pytest.raises(ChecksumMismatch):
+        load_ranker(copy, TARGET)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff\x00", b"[1, 2]", b'{"format_version": 1}'])
+def test_a_damaged_description_is_refused(copy, damage):
+    about, _ = model_files(copy)
+    about.write_bytes(damage)
+    with pytest.raises(ChecksumMismatch, match="damaged"):
+        load_ranker(copy, TARGET)
+
+
+def test_an_edited_description_is_refused(copy):
+    about, _ = model_files(copy)
+    content = json.loads(about.read_text())
+    content["model"]["calibration"]["fraction"][1] = 0.9
+    about.write_text(json.dumps(content))
+    with pytest.raises(ChecksumMismatch, match="changed"):
+        load_ranker(copy, TARGET)
+
+
+def test_a_model_of_a_newer_format_is_refused(copy):
+    about, _ = model_files(copy)
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format_version": 99}))
+    with pytest.raises(SchemaMismatch, match="format version 99"):
+        load_ranker(copy, TARGET)
+
+
+def test_a_table_of_another_feature_set_is_refused(trained, features, tmp_path):
+    newer = FeatureSet("toy", 2, FEATURES.columns)
+    table = write_table(tmp_path / "t.parquet", "vgg", range(3), features=newer)
+    ranker = load_ranker(trained[0], TARGET)
+    with pytest.raises(SchemaMismatch, match="toy/2"):
+        ranker.score_table(table)
+    mixed = write_tables(tmp_path / "mixed")
+    write_table(mixed / "dialect=toy" / f"target={TARGET.key}" / "new.parquet", "vgg", range(3), features=newer)
+    with pytest.raises(SchemaMismatch, match="different feature sets"):
+        train(mixed, tmp_path / "models")
+
+
+def test_bad_tables_are_refused_with_what_to_do(trained, tmp_path):
+    with pytest.raises(BadInput, match="lorien featurize"):
+        train(tmp_path / "nothing", tmp_path / "models")
+    with pytest.raises(BadInput, match="no preset 'huge'"):
+        train(tmp_path, tmp_path / "models", preset="huge")
+    ranker = load_ranker(trained[0], TARGET)
+    with pytest.raises(BadInput, match="no feature table"):
+        ranker.score_table(tmp_path / "missing.parquet")
+    (tmp_path / "binary.parquet").write_bytes(b"\x00" * 1000)
+    with pytest.raises(SchemaMismatch):
+        ranker.score_table(tmp_path / "binary.parquet")
+    one = tmp_path / "one" / "dialect=toy" / f"target={TARGET.key}" / "t.parquet"
+    write_table(one, "vgg", [1])
+    with pytest.raises(BadInput, match="at least two workloads"):
+        train(tmp_path / "one", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_latencies_that_cannot_be_are_failures(tmp_path):
+    table = pq.read_table(write_table(tmp_path / "t.parquet", "vgg", [1], rows=6))
+    dirty = pa.array([1.0, 0.0, -1.0, float("nan"), float("inf"), None])
+    index = table.schema.get_field_index("latency_s")
+    pq.write_table(table.set_column(index, table.schema.field(index), dirty), tmp_path / "t.parquet")
+    (group,) = group_tables(tmp_path)
+    rows = read_rows(group)
+    assert np.isnan(rows.latency_s).tolist() == [False, True, True, True, True, True]
+    assert rows.candidates(rows.all()).value().tolist() == [1.0, 0, 0, 0, 0, 0]
+
+
+def test_sampling_keeps_the_best_and_some_failures_of_every_workload():
+    rng = np.random.default_rng(0)
+    workload = np.repeat([0, 1, 2], [5, 1000, 3000])
+    value = np.where(rng.random(4005) < 0.5, 0.0, rng.random(4005))
+    kept = sample_rows(workload, value, 405, seed=0)
+    np.testing.assert_array_equal(kept, sample_rows(workload, value, 405, seed=0))
+    assert kept.sum() <= 405
+    assert np.bincount(workload[kept]).tolist() == [5, 200, 200]
+    for index in (1, 2):
+        mine = workload == index
+        assert kept[mine & (value == value[mine].max())].all()
+        assert np.sum(value[mine & kept] == 0) == 50
+    weights = row_weights(workload)
+    assert weights.mean() == pytest.approx(1.0)
