@@ -154,10 +154,11 @@ class Deliverer:
         measured: Sequence[Measurement | None] = [None] * (len(ranked) + 1)
         if self._measurer is not None:
             measured = self._measurer.measure(workload, [default, *ranked])
-            self._commit(workload, ranked, measured[1:])
         default_s = measured[0].latency_s if measured[0] else None
         trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured[1:], strict=True))
         source, chosen, latency_s, note = self._choose(trials, default, default_s)
+        # The default is worth an entry only where it won: as one of the n best it would take the place of a schedule.
+        self._commit(workload, ([Trial(default, measured[0])] if source is Source.DEFAULT else []) + list(trials))
         return Delivery(
             workload,
             self.target,
@@ -207,17 +208,12 @@ class Deliverer:
             return Source.DEFAULT, default, default_s, f"faster than the {len(timed)} candidates verified"
         return Source.RANKED, best, best_s, ""
 
-    def _commit(self, workload: Workload, ranked: Sequence[Candidate], measured: Sequence[Measurement | None]) -> None:
-        if self._database is None:
+    def _commit(self, workload: Workload, trials: Sequence[Trial]) -> None:
+        ran = [(trial.candidate, trial.measurement) for trial in trials if trial.measurement and trial.measurement.ok]
+        if self._database is None or not ran:
             return
         build = open_live_dialect(workload.dialect).framework()
-        self._database.put_many(
-            [
-                TuningRecord(workload, self.target, candidate, result, build)
-                for candidate, result in zip(ranked, measured, strict=True)
-                if result is not None and result.ok
-            ]
-        )
+        self._database.put_many(TuningRecord(workload, self.target, *pair, build) for pair in ran)
 
 
 @contextmanager

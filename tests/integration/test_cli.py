@@ -1,0 +1,148 @@
+"""The commands as a user and as a program meet them: exit codes, one JSON object, errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def lorien(*arguments: str | Path, program: str = "lorien") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / program, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+
+
+def result(*arguments: str | Path, program: str = "lorien") -> dict[str, Any]:
+    done = lorien(*arguments, "--json", program=program)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture
+def log(autotvm_log: Callable[..., Path], line: Callable[..., str]) -> Path:
+    """Eight dense layers, twelve tilings each: a tile of 4 is the fastest, the last one fails."""
+    lines = [
+        line([1e-6 * size * (1 + abs(tile - 4))], tile, size=size, error=6 if tile == 12 else 0)
+        for size in range(32, 288, 32)
+        for tile in range(1, 13)
+    ]
+    return autotvm_log("given/mlp.log", lines)
+
+
+def test_logs_to_scores(log: Path, tmp_path: Path) -> None:
+    """The AutoTVM path, end to end: what each command prints is what the issue tracker's scripts read."""
+    logs, features, models = tmp_path / "logs", tmp_path / "features", tmp_path / "models"
+    taken = result("ingest", log, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)
+    assert {name: taken[name] for name in ("records", "failed", "unreadable", "workloads", "new")} == {
+        "records": 96,
+        "failed": 8,
+        "unreadable": 0,
+        "workloads": 8,
+        "new": 96,
+    }
+    assert result("ingest", log, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)["new"] == 0
+
+    table = result("featurize", logs, "-o", features)
+    assert (table["rows"], table["skipped"], len(table["tables"])) == (96, 0, 1)
+    assert table["seconds"] > 0
+
+    trained = result(features, "-o", models, "--time-limit", "20", program="lorien-train")
+    ((key, report),) = trained["models"].items()
+    assert key == "llvm-model_i7-3770"
+    assert (report["rows"], report["workloads"]) == (96, 8)
+    assert report["fit_seconds"] > 0
+    assert 0 < report["holdout"]["top1_mean"] <= 1
+    reused = result(features, "-o", models, "--time-limit", "20", "--reuse", program="lorien-train")
+    assert reused["models"][key]["fit_seconds"] == report["fit_seconds"]
+
+    leak = lorien("evaluate", features, "--models", models)
+    assert leak.returncode == 1
+    assert "--holdout-network" in leak.stderr
+
+    other = tmp_path / "given" / "other.log"
+    other.write_text(log.read_text().replace("[1, 64]", "[1, 48]").replace("[64, 64]", "[48, 48]"))
+    result("ingest", other, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)
+    result("featurize", logs, "-o", features)
+    scores = result("evaluate", features, "--models", models, "--holdout-network", "other")["targets"][key]
+    assert scores["workloads"] == 1
+    assert scores["records"] == 12
+    for name in ("top1_mean", "top5_mean", "top10_mean", "top1_weighted", "top5_weighted", "min_top10"):
+        assert 0 < scores[name] <= 1
+    assert {"spearman_mean", "random_top1_mean", "random_top5_mean"} <= set(scores)
+
+    committed = result("commit", "--logs", logs, "--db", f"sqlite:///{tmp_path / 's.db'}")
+    assert committed["records"] == 192
+    found = result("query", "--db", tmp_path / "s.db", "--workload", "dense_nopack", "--network", "mlp")["records"]
+    assert len(found) == 8
+    assert all(record["schedule"][0] == ["tile_x", "sp", [-1, 4]] for record in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("ingest", "{tmp}/missing.log", "--dialect", "autotvm", "--logs", "{tmp}/l"), 1, "does not exist"),
+        (("ingest", "{tmp}/empty", "--dialect", "autotvm", "--logs", "{tmp}/l"), 1, "--dialect"),
+        (("ingest", "{tmp}/binary.log", "--dialect", "autotvm", "--logs", "{tmp}/l"), 1, "--dialect"),
+        (("ingest", "{log}", "--dialect", "metaschedule", "--logs", "{tmp}/l"), 1, "looks like autotvm"),
+        (("ingest", "{log}", "--dialect", "tvmm", "--logs", "{tmp}/l"), 1, "known: autotvm, metaschedule"),
+        (("ingest", "{log}", "--dialect", "autotvm", "--target", "gpu9", "--logs", "{tmp}/l"), 1, "unknown target"),
+        (("ingest", "{log}", "--dialect", "autotvm"), 2, "--logs"),
+        (("featurize", "{tmp}/empty", "-o", "{tmp}/f"), 1, "lorien ingest"),
+        (("commit", "--logs", "{tmp}/empty", "--db", "{tmp}/s.db"), 1, "lorien ingest"),
+        (("query", "--db", "{tmp}/binary.log"), 1, "binary.log"),
+        (("query", "--db", "{tmp}/none.db"), 1, "none.db"),
+        (("query", "--db", "mysql://here"), 1, "sqlite"),
+        (("evaluate", "{tmp}/empty", "--models", "{tmp}/m"), 1, "lorien"),
+        (("rank", "{tmp}/none.jsonl", "--target", "llvm"), 1, "lorien extract"),
+        (("rank", "{log}", "--target", "llvm"), 1, "not a workload"),
+        (("extract", "{log}", "-o", "{tmp}/w.jsonl", "--target", "llvm"), 1, "{log}"),
+        (("extract", "{tmp}/a.onnx", "-o", "{tmp}/w.jsonl", "--shape", "x=1,a"), 2, "name=1,3,224,224"),
+        (("tell-me",), 2, "No such command"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_bad_input_says_what_to_do(arguments: tuple[str, ...], code: int, says: str, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary.log").write_bytes(bytes(range(256)) * 50)
+    done = lorien(*(text.format(tmp=tmp_path, log=log) for text in arguments))
+    assert done.returncode == code, done.stderr
+    assert says.format(log=log) in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "l").exists() or not list((tmp_path / "l").rglob("*.log"))
+
+
+def test_an_interrupt_leaves_whole_tables_and_the_next_run_goes_on(
+    tmp_path: Path, autotvm_log: Callable[..., Path], line: Callable[..., str]
+) -> None:
+    for name in range(6):
+        lines = [line([1e-3], tile, size=16 + name) for tile in range(1, 4000)]
+        autotvm_log(f"given/net{name}.log", lines)
+    logs, features = tmp_path / "logs", tmp_path / "features"
+    result("ingest", tmp_path / "given", "--dialect", "autotvm", "--logs", logs)
+    command = [str(BIN / "lorien"), "featurize", str(logs), "-o", str(features), "--processes", "1"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # As soon as the first table is there: the others are still to come.
+    deadline = time.monotonic() + 60
+    while not list(features.rglob("[!.]*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130, said
+    assert "interrupted" in said
+    before = len(list(features.rglob("[!.]*.parquet")))
+    after = result("featurize", logs, "-o", features)
+    assert after["unchanged"] == before >= 1
+    assert after["tables"]
+    assert sum(pq.read_metadata(path).num_rows for path in features.rglob("[!.]*.parquet")) == 6 * 3999
