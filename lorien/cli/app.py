@@ -28,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 app.callback()(_root)
 for _function in (
     workloads.extract,
+    workloads.mutate,
     stores.ingest,
     stores.commit,
     stores.query,

@@ -1,4 +1,4 @@
-"""Commands about workloads: extract them from models, find schedules for them."""
+"""Commands about workloads: extract them from models, make more of them, find schedules for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 import typer
 from rich.markup import escape
 
-from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out, progress, table
+from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out, progress, table, warn
 from lorien.errors import BadInput, LorienError
 from lorien.files import atomic_file
 from lorien.records import Workload
@@ -70,14 +70,50 @@ def extract(
         kept = sorted(kept, key=lambda w: -(w.flop or 0.0) * w.weight)[:heaviest]
     if not kept:
         fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(models)} models refused")
-    with atomic_file(output) as temporary:
-        temporary.write_bytes(b"".join(orjson.dumps(w.to_json()) + b"\n" for w in kept))
+    write_workloads(output, kept)
     if as_json:
         emit({"workloads": len(kept), "found": len(found), "output": str(output), "refused": refused})
     else:
         out.print(f"{len(kept)} workloads of {len(models) - len(refused)} models written to {output}")
     if refused:
         raise typer.Exit(1)
+
+
+@command
+def mutate(
+    workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
+    rules: Annotated[Path, typer.Option(help="YAML file of rules, see docs/workloads.md.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of the new workloads, one JSON object a line.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Make more workloads by rules on batch, channels, spatial sizes and dtype."""
+    from lorien.mutate import load_rules
+    from lorien.mutate import mutate as run
+
+    given = read_workloads(workloads)
+    with progress("mutating") as update:
+        report = run(given, load_rules(rules), lambda done: update(done, len(given), ""))
+    warn(report.unsupported, f"{len(report.unsupported)} of {len(given)} workloads cannot be mutated:")
+    warn(report.invalid, f"{len(report.invalid)} combinations are no operator:")
+    if not report.workloads:
+        fail(f"no new workload to write; {report.duplicates} combinations gave one that is in {workloads}")
+    write_workloads(output, report.workloads)
+    if as_json:
+        emit(
+            {
+                "workloads": len(report.workloads),
+                "given": len(given),
+                "duplicates": report.duplicates,
+                "unsupported": report.unsupported,
+                "invalid": report.invalid,
+                "output": str(output),
+            }
+        )
+    else:
+        out.print(
+            f"{len(report.workloads)} workloads made of {len(given)} written to {output}; "
+            f"{report.duplicates} duplicates, {len(report.invalid)} invalid"
+        )
 
 
 def merge(first: Workload, second: Workload) -> Workload:
@@ -103,6 +139,12 @@ def read_workloads(path: Path) -> list[Workload]:
     if not workloads:
         raise BadInput(f"{path} holds no workload. Fix: write it with lorien extract MODEL -o {path}")
     return workloads
+
+
+def write_workloads(path: Path, workloads: list[Workload]) -> None:
+    """Write a ``workloads.jsonl``, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"".join(orjson.dumps(workload.to_json()) + b"\n" for workload in workloads))
 
 
 @command

@@ -17,7 +17,7 @@ PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "
 # Imports point one way: a room may import from itself and from the rooms before it.
 LAYERS = (
     {"lorien.errors", "lorien.files"},
-    {"lorien.records", "lorien.target"},
+    {"lorien.records", "lorien.target", "lorien.mutate"},
     {"lorien.dialects"},
     {"lorien.database", "lorien.logs"},
     {"lorien.featurize"},
@@ -36,6 +36,7 @@ ROOMS = {
     "xgboost": ("lorien.models",),
     "catboost": ("lorien.models",),
     "onnx": ("lorien.dialects.metaschedule",),
+    "torch": ("lorien.dialects.metaschedule",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
 }

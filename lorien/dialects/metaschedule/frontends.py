@@ -99,7 +99,7 @@ def _from_onnx(model: Path, shapes: Shapes) -> tvm.IRModule:
         hint = said.getvalue().partition(", with inputs")[0].replace("Error converting", "").strip()
         raise BadInput(
             f"{model}: TVM cannot convert the ONNX {hint or 'graph'}: {_reason(error)}. "
-            "Fix: export it with static shapes, or without that operator"
+            "Fix: check the sizes given with --shape, or export it without that operator"
         ) from error
 
 

@@ -1,0 +1,293 @@
+"""What operator a kernel is, and the same operator at other sizes.
+
+A kernel is TIR with constants for extents, and nothing says which constant follows from which. So the operator is read
+off its blocks (convolution, matrix product or pooling, then element-wise steps), written again in Relax, and lowered as
+models are. Only where that gives the very same kernel at unchanged sizes is the reading trusted with other sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lorien.dialects.metaschedule.extract import lower
+from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
+from lorien.errors import BadInput, UnsupportedOperation
+from lorien.mutate import Axes
+from lorien.records import Workload
+from lorien.target import Target
+
+if TYPE_CHECKING:
+    import tvm
+
+Shape: TypeAlias = tuple[int, ...]
+
+_SPATIAL = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+_CONV = re.compile(r"(?:group_|depthwise_)?conv[123]d_n")
+_BINARY = {"Add": "add", "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Max": "maximum", "Min": "minimum"}
+_UNARY = ("erf", "exp", "sigmoid", "sqrt", "tanh")
+_TARGET = Target("llvm")
+"""Lowering wants a target, and makes the same kernels for all."""
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """The operator a kernel starts with, as functions of its axes."""
+
+    axes: Axes
+    inputs: tuple[Any, ...]
+    output: Any
+    shapes: Callable[[Axes], Sequence[Shape]]
+    """Those of ``inputs``. Raises ``BadInput`` where there is no such operator."""
+    emit: Callable[..., Any]
+    """The Relax expression over (axes, *inputs)."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An element-wise operator after the anchor: its name in ``relax.op``, over TIR buffers and numbers."""
+
+    op: str
+    operands: tuple[Any, ...]
+    output: Any
+
+
+@dataclass(frozen=True)
+class KernelOperator:
+    """A kernel read as an anchor and the steps fused to it. Implements ``lorien.mutate.Operator``."""
+
+    axes: Axes
+    inputs: tuple[Any, ...]
+    """TIR buffers, in the order of the kernel's parameters."""
+    anchor: _Anchor
+    steps: tuple[_Step, ...]
+
+    def at(self, axes: Axes, name: str) -> Workload:
+        """See ``Operator``."""
+        from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
+        try:
+            tasks = extract_tasks(lower(self._relax(axes), _TARGET), tvm_target(_TARGET), params={})
+        except BadInput:
+            raise
+        except Exception as error:  # shape inference and legalization raise what they like
+            raise BadInput(f"TVM cannot make it: {str(error).strip().splitlines()[-1]}") from error
+        if len(tasks) != 1:
+            raise BadInput(f"TVM makes {len(tasks)} kernels of it")
+        return workload_of(tasks[0].dispatched[0], name)
+
+    def _relax(self, axes: Axes) -> tvm.IRModule:
+        from tvm import relax
+
+        dtype = str(axes["dtype"])
+        builder = relax.BlockBuilder()
+        shapes = dict(zip(self.anchor.inputs, self.anchor.shapes(axes), strict=True))
+        values = {buffer: _variable(buffer, shape, dtype) for buffer, shape in shapes.items()}
+        anchor = self.anchor.emit(axes, *values.values())
+        output = tuple(int(extent) for extent in builder.normalize(anchor).ty.shape)
+        if min(output) < 1:
+            raise BadInput(f"the window does not fit: the output would be {'x'.join(map(str, output))}")
+        for buffer in self.inputs:
+            if buffer not in values:
+                values[buffer] = _variable(buffer, _follow(_shape(buffer), _shape(self.anchor.output), output), dtype)
+        with builder.function("main", [values[buffer] for buffer in self.inputs]):
+            with builder.dataflow():
+                values[self.anchor.output] = last = builder.emit(anchor)
+                for step in self.steps:
+                    operands = [
+                        values[operand] if operand in values else relax.const(operand, dtype)
+                        for operand in step.operands
+                    ]
+                    values[step.output] = last = builder.emit(attrgetter(step.op)(relax.op)(*operands))
+                result = builder.emit_output(last)
+            builder.emit_func_output(result)
+        return builder.get()
+
+
+def recognize(workload: Workload) -> KernelOperator:
+    """The operator of a workload.
+
+    Raises
+    ------
+    BadInput
+        The workload holds no kernel that TVM reads.
+    UnsupportedOperation
+        The kernel is not understood; the message says where.
+    """
+    from tvm.s_tir import Schedule
+
+    module = module_of(workload)
+    schedule = Schedule(module, debug_mask="none", error_render_level="none")
+    blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    *inputs, _ = module["main"].params
+    if len({str(buffer.ty.dtype) for buffer in inputs}) > 1:
+        raise UnsupportedOperation("its inputs have different dtypes")
+    for anchor, rest in _anchors(blocks):
+        steps = tuple(_step(block) for block in rest)
+        operator = KernelOperator({**anchor.axes, "dtype": str(inputs[0].ty.dtype)}, tuple(inputs), anchor, steps)
+        try:
+            if operator.at(operator.axes, workload.name).key == workload.key:
+                return operator
+        except BadInput:
+            continue
+    raise UnsupportedOperation(f"TVM does not make it of {', '.join(block.name_hint for block in blocks)} as read here")
+
+
+def _anchors(blocks: list[Any]) -> Iterator[tuple[_Anchor, list[Any]]]:
+    """Readings of the first blocks, and the blocks that follow."""
+    pad, rest = (blocks[0], blocks[1:]) if blocks[0].name_hint == "pad_temp" else (None, blocks)
+    name = rest[0].name_hint if rest else "pad_temp"
+    if _CONV.match(name) and pad is not None:
+        yield _conv(pad, rest[0]), rest[1:]
+    elif name == "matmul" and pad is None:
+        yield _matmul(rest[0]), rest[1:]
+    elif name == "pool_max":
+        yield _pool("max", pad, rest[0], rest[0], count_include_pad=False), rest[1:]
+    elif name == "pool_sum" and len(rest) > 1:
+        for count_include_pad in (False, True):  # only to be told from the divisor
+            yield _pool("avg", pad, rest[0], rest[1], count_include_pad=count_include_pad), rest[2:]
+    else:
+        raise UnsupportedOperation(f"{name} is no convolution (NCHW), matrix product or pooling")
+
+
+def _conv(pad: Any, block: Any) -> _Anchor:
+    data, weight = pad.reads[0].source, block.reads[1].source
+    (batch, in_channels, *extents), (out_channels, group_in, *kernel) = _shape(data), _shape(weight)
+    spatial, groups = _SPATIAL[len(extents)], in_channels // group_in
+    window = _window(pad, block, data)
+    depthwise = groups == in_channels == out_channels > 1
+    channels = {"channels": in_channels} if depthwise else {"in_channels": in_channels, "out_channels": out_channels}
+
+    def split(axes: Axes) -> tuple[int, int, int]:
+        if depthwise:
+            return (int(axes["channels"]),) * 3
+        return int(axes["in_channels"]), int(axes["out_channels"]), groups
+
+    def shapes(axes: Axes) -> Sequence[Shape]:
+        channels_in, channels_out, parts = split(axes)
+        if channels_in % parts or channels_out % parts:
+            raise BadInput(f"{channels_in} and {channels_out} channels do not divide into {parts} groups")
+        outer = (int(axes["batch"]), channels_in, *(int(axes[axis]) for axis in spatial))
+        return outer, (channels_out, channels_in // parts, *kernel)
+
+    def emit(axes: Axes, data: Any, weight: Any) -> Any:
+        from tvm import relax
+
+        conv = getattr(relax.op.nn, f"conv{len(spatial)}d")
+        return conv(data, weight, groups=split(axes)[2], **window)
+
+    axes: Axes = {"batch": batch, **channels, **dict(zip(spatial, extents, strict=True))}
+    return _Anchor(axes, (data, weight), block.writes[0].source, shapes, emit)
+
+
+def _pool(kind: str, pad: Any, block: Any, last: Any, *, count_include_pad: bool) -> _Anchor:
+    data = (pad or block).reads[0].source
+    batch, channels, *extents = _shape(data)
+    spatial = _SPATIAL.get(len(extents), ())
+    if not spatial:
+        raise UnsupportedOperation(f"{block.name_hint} over {len(extents)} dimensions")
+    window = _window(pad, block, data)
+    size = [int(axis.dom.extent) for axis in block.iter_vars[-len(spatial) :]]
+
+    def shapes(axes: Axes) -> Sequence[Shape]:
+        return [tuple(int(axes[axis]) for axis in ("batch", "channels", *spatial))]
+
+    def emit(axes: Axes, data: Any) -> Any:
+        from tvm import relax
+
+        pool = getattr(relax.op.nn, f"{kind}_pool{len(spatial)}d")
+        return pool(data, size, count_include_pad=count_include_pad, **window)
+
+    axes: Axes = {"batch": batch, "channels": channels, **dict(zip(spatial, extents, strict=True))}
+    return _Anchor(axes, (data,), last.writes[0].source, shapes, emit)
+
+
+def _matmul(block: Any) -> _Anchor:
+    left, right = (region.source for region in block.reads)
+    (*outer, rows, inner), (*right_outer, _, columns) = _shape(left), _shape(right)
+    axes: Axes = {"batch": outer[0], "length": rows} if outer else {"batch": rows}
+    shared = right_outer == outer  # of a batch of its own, as in attention; else a weight
+
+    def shapes(axes: Axes) -> Sequence[Shape]:
+        batch = (int(axes["batch"]), *outer[1:], int(axes["length"])) if outer else (int(axes["batch"]),)
+        channels_in, channels_out = int(axes["in_channels"]), int(axes["out_channels"])
+        return (*batch, channels_in), (*(batch[:-1] if shared else right_outer), channels_in, channels_out)
+
+    def emit(axes: Axes, left: Any, right: Any) -> Any:
+        from tvm import relax
+
+        return relax.op.matmul(left, right)
+
+    axes |= {"in_channels": inner, "out_channels": columns}
+    return _Anchor(axes, (left, right), block.writes[0].source, shapes, emit)
+
+
+def _window(pad: Any, block: Any, data: Any) -> dict[str, list[int]]:
+    """Strides, dilation and padding of a sliding window, from the indices it reads at."""
+    from tvm.sym import detect_linear_equation
+
+    dimensions = len(_shape(data)) - 2
+    axes = [axis.var for axis in block.iter_vars]
+    reads = [detect_linear_equation(extent.min, axes) for extent in block.reads[0].region[2:]]
+    before, after = [0] * dimensions, [0] * dimensions
+    if pad is not None:
+        pad_axes = [axis.var for axis in pad.iter_vars]
+        offsets = [detect_linear_equation(extent.min, pad_axes) for extent in pad.reads[0].region[2:]]
+        padded = _shape(pad.writes[0].source)
+        before = [-int(offset[-1]) if offset else 0 for offset in offsets]
+        after = [p - b - d for p, b, d in zip(padded[2:], before, _shape(data)[2:], strict=True)]
+    if not all(reads):
+        raise UnsupportedOperation(f"{block.name_hint} does not read a plain sliding window")
+    return {
+        "strides": [int(read[2 + index]) for index, read in enumerate(reads)],
+        "dilation": [int(read[len(axes) - dimensions + index]) for index, read in enumerate(reads)],
+        "padding": [*before, *after],
+    }
+
+
+def _step(block: Any) -> _Step:
+    value, output = getattr(block.body, "value", None), block.writes[0].source
+    kind = type(value).__name__
+    if kind == "Max" and type(value.a).__name__ == "Min":
+        operands, op = (value.a.a, value.b, value.a.b), "clip"
+    elif kind == "Max" and block.name_hint.startswith("compute"):
+        operands, op = (value.a,), "nn.relu"
+    elif kind in _BINARY:
+        operands, op = (value.a, value.b), _BINARY[kind]
+    elif kind == "Call" and value.op.name.rpartition(".")[2] in _UNARY:
+        operands, op = tuple(value.args), value.op.name.rpartition(".")[2]
+    else:
+        raise UnsupportedOperation(f"its step {block.name_hint} is not one of those understood")
+    return _Step(op, tuple(_operand(block, operand) for operand in operands), output)
+
+
+def _operand(block: Any, operand: Any) -> Any:
+    kind = type(operand).__name__
+    if kind == "TensorLoad":
+        return operand.source
+    if kind in ("FloatImm", "IntImm"):
+        return operand.value
+    raise UnsupportedOperation(f"its step {block.name_hint} computes more than one operator")
+
+
+def _follow(shape: Shape, old: Shape, new: Shape) -> Shape:
+    """Shape of a step's input when the anchor's output goes from ``old`` to ``new``.
+
+    A bias has an extent above 1 along one axis at most, and keeps its ones; what has the shape of the output keeps it.
+    """
+    if shape == old and sum(extent > 1 for extent in shape) > 1:
+        return new
+    return tuple(1 if extent == 1 else size for extent, size in zip(shape, new[len(new) - len(shape) :], strict=True))
+
+
+def _variable(buffer: Any, shape: Shape, dtype: str) -> Any:
+    from tvm import relax
+
+    return relax.Var(buffer.name, relax.TensorType(shape, dtype))
+
+
+def _shape(buffer: Any) -> Shape:
+    return tuple(int(extent) for extent in buffer.ty.shape)
