@@ -1,4 +1,4 @@
-"""What many tests need: tuning records, and small AutoTVM logs."""
+"""What many tests need: small AutoTVM logs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
-from lorien.target import Target
-
-MakeRecord = Callable[..., TuningRecord]
 AutoTvmLine = Callable[..., str]
-
-
-def make_record(
-    latency_s: float | None = 1e-3,
-    candidate: int = 0,
-    *,
-    workload: int = 0,
-    target: str = "cuda -arch=sm_86",
-    build: str = "tvm 0.10.0",
-    network: str | None = None,
-    name: str | None = None,
-    dialect: str = "autotvm",
-    schedule: object = None,
-) -> TuningRecord:
-    """A record that ran in ``latency_s``, or failed when that is None."""
-    outcome = Measurement(Outcome.RUN_ERROR) if latency_s is None else Measurement(Outcome.OK, (latency_s,))
-    return TuningRecord(
-        workload=Workload(dialect, name or f"dense{workload}", ["dense", [workload]]),
-        target=Target.parse(target),
-        candidate=Candidate(schedule if schedule is not None else [["tile_x", "sp", [-1, candidate]]]),
-        measurement=outcome,
-        build=build,
-        network=network,
-    )
 
 
 def autotvm_line(
@@ -59,11 +31,6 @@ def autotvm_line(
             "tvm_version": "0.10.0",
         }
     )
-
-
-@pytest.fixture(name="record")
-def record_factory() -> MakeRecord:
-    return make_record
 
 
 @pytest.fixture(name="line")
