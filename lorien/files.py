@@ -31,15 +31,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``path`` when the block ends well; a folder that was there is replaced."""
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary folder that becomes ``path`` when the block ends well.
+
+    A folder that was there is replaced; with ``replace=False`` it stays, whoever made it meanwhile, and ``OSError`` is
+    raised.
+    """
     temporary = _beside(path)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             _sync(file)
-        if path.exists():
+        if replace and path.exists():
             # A folder cannot be renamed over a full one: the old one steps aside first, and goes last.
             aside = _beside(path)
             path.replace(aside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,12 +51,18 @@ class LocalLogStore:
         path = self._root / log.id
         if path.exists():
             return False
-        with self._explained("write"), atomic_folder(path) as folder:
-            for source, file in zip(files, log.files, strict=True):
-                shutil.copyfile(source, folder / file.name)
-                if (folder / file.name).stat().st_size != file.stored_bytes:
-                    raise BadInput(f"{source} is being written to. Fix: ingest it when the run has ended")
-            (folder / SIDECAR).write_bytes(orjson.dumps(log.to_json(), option=orjson.OPT_INDENT_2))
+        with self._explained("write"):
+            try:
+                with atomic_folder(path, replace=False) as folder:
+                    for source, file in zip(files, log.files, strict=True):
+                        shutil.copyfile(source, folder / file.name)
+                        if (folder / file.name).stat().st_size != file.stored_bytes:
+                            raise BadInput(f"{source} is being written to. Fix: ingest it when the run has ended")
+                    (folder / SIDECAR).write_bytes(orjson.dumps(log.to_json(), option=orjson.OPT_INDENT_2))
+            except OSError:
+                if path.exists():  # Another process stored the same meanwhile.
+                    return False
+                raise
         return True
 
     def remove(self, log: StoredLog) -> None:
@@ -63,7 +70,7 @@ class LocalLogStore:
         path = self._root / log.id
         with self._explained("write"), suppress(FileNotFoundError):
             # Out of sight first: a log that is half removed is no log.
-            aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+            aside = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
             path.rename(aside)
             shutil.rmtree(aside)
 
