@@ -129,8 +129,10 @@ class Measurer:
         Raises
         ------
         LorienError
-            A child could not start at all. What a candidate does never raises here.
+            A child could not start, twice. What a candidate does never raises here.
         """
+        if not candidates:
+            return []
         results: dict[int, Measurement] = {}
 
         def done(index: int, measurement: Measurement) -> None:
@@ -231,6 +233,7 @@ class _Child:
     def __init__(self, setup: bytes, log: Path) -> None:
         self._setup = setup
         self._log = log
+        self._false_starts = 0
         self.start()
 
     def start(self) -> None:
@@ -293,7 +296,11 @@ class _Child:
         index, self._job = self._job, None
         if index is not None:
             yield index, result
-        elif result is not None:
+        elif result is None:
+            self._false_starts = 0
+        elif self._false_starts == 0:  # killed by another, perhaps: it is started again when it is needed
+            self._false_starts = 1
+        else:
             reason = result.detail.splitlines()[-1]
             raise LorienError(f"a measuring process did not start: {reason}. Fix: run lorien doctor")
 
@@ -314,7 +321,8 @@ class _Child:
         """End the process, and what it started, and wait for its end."""
         if not self.dead:
             if not self.exited:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended just now
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self.wire.close()
             self.dead, self.idle = True, False
