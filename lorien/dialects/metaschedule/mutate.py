@@ -98,7 +98,7 @@ class KernelOperator:
                 values[self.anchor.output] = last = builder.emit(anchor)
                 for step in self.steps:
                     operands = [
-                        values[operand] if operand in values else relax.const(operand, dtype)
+                        values[operand] if operand in values else _number(operand, step.op, dtype)
                         for operand in step.operands
                     ]
                     values[step.output] = last = builder.emit(attrgetter(step.op)(relax.op)(*operands))
@@ -281,6 +281,12 @@ def _follow(shape: Shape, old: Shape, new: Shape) -> Shape:
     if shape == old and sum(extent > 1 for extent in shape) > 1:
         return new
     return tuple(1 if extent == 1 else size for extent, size in zip(shape, new[len(new) - len(shape) :], strict=True))
+
+
+def _number(value: float, op: str, dtype: str) -> Any:
+    from tvm import relax
+
+    return value if op == "clip" else relax.const(value, dtype)  # the bounds of clip are attributes
 
 
 def _variable(buffer: Any, shape: Shape, dtype: str) -> Any:

@@ -1,0 +1,340 @@
+"""Rules, and kernels made again at other sizes: what comes out is what TVM makes of the operator at those sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
+from lorien.dialects.metaschedule.extract import lower
+from lorien.dialects.metaschedule.mutate import recognize
+from lorien.dialects.metaschedule.workload import module_of, workload_of
+from lorien.errors import BadInput, UnsupportedOperation
+from lorien.mutate import load_rules, mutate
+from lorien.records import Workload
+from lorien.target import Target
+
+Build = Callable[..., Any]
+TARGET = Target("llvm")
+
+
+def kernel(build: Build, *shapes: tuple[int, ...], dtype: str = "float32", name: str = "kernel") -> Workload:
+    """The one kernel TVM makes of an expression over inputs of these shapes."""
+    inputs = [relax.Var(f"p{index}", relax.TensorType(shape, dtype)) for index, shape in enumerate(shapes)]
+    return kernel_over(inputs, build, name)
+
+
+def kernel_over(inputs: list[Any], build: Build, name: str = "kernel") -> Workload:
+    builder = relax.BlockBuilder()
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            result = builder.emit_output(build(builder, *inputs))
+        builder.emit_func_output(result)
+    (task,) = extract_tasks(lower(builder.get(), TARGET), tvm.target.Target("llvm"), params={})
+    return workload_of(task.dispatched[0], name)
+
+
+def conv(**options: Any) -> Build:
+    return lambda b, x, w, *_: relax.op.nn.conv2d(x, w, **options)
+
+
+def conv_bias_relu(b: Any, x: Any, w: Any, bias: Any) -> Any:
+    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=1)), bias)))
+
+
+def conv_normalized(b: Any, x: Any, w: Any, mean: Any, deviation: Any, scale: Any, bias: Any) -> Any:
+    value = b.emit(relax.op.nn.conv2d(x, w))
+    for op, operand in (("subtract", mean), ("divide", deviation), ("multiply", scale), ("add", bias)):
+        value = b.emit(getattr(relax.op, op)(value, operand))
+    return relax.op.clip(value, 0, 6)
+
+
+def conv_residual(b: Any, x: Any, w: Any, other: Any) -> Any:
+    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=1)), other)))
+
+
+def conv_swish(b: Any, x: Any, w: Any) -> Any:
+    value = b.emit(relax.op.nn.conv2d(x, w))
+    return relax.op.multiply(value, b.emit(relax.op.sigmoid(value)))
+
+
+def dense_scaled(b: Any, x: Any, w: Any, bias: Any) -> Any:
+    value = b.emit(relax.op.add(b.emit(relax.op.matmul(x, w)), bias))
+    return relax.op.multiply(value, relax.const(0.125, x.ty.dtype))
+
+
+CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[tuple[int, ...]]]] = {
+    "conv": (
+        conv(strides=[2, 1], padding=[1, 2, 0, 1], dilation=[1, 2]),
+        [(1, 8, 14, 15), (16, 8, 3, 5)],
+        {"batch": 4, "in_channels": 6, "out_channels": 20, "height": 28, "width": 9},
+        [(4, 6, 28, 9), (20, 6, 3, 5)],
+    ),
+    "conv1d": (
+        lambda b, x, w: relax.op.nn.conv1d(x, w, padding=1),
+        [(1, 8, 14), (16, 8, 3)],
+        {"batch": 2, "width": 28},
+        [(2, 8, 28), (16, 8, 3)],
+    ),
+    "conv3d": (
+        lambda b, x, w: relax.op.nn.conv3d(x, w, strides=[1, 2, 2]),
+        [(1, 4, 6, 8, 8), (8, 4, 3, 3, 3)],
+        {"depth": 9, "height": 16},
+        [(1, 4, 9, 16, 8), (8, 4, 3, 3, 3)],
+    ),
+    "bias, relu": (
+        conv_bias_relu,
+        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 1, 1)],
+        {"batch": 4, "out_channels": 24},
+        [(4, 8, 7, 7), (24, 8, 3, 3), (1, 24, 1, 1)],
+    ),
+    "bias of one pixel": (
+        conv_bias_relu,
+        [(1, 8, 1, 1), (16, 8, 3, 3), (1, 16, 1, 1)],
+        {"batch": 4, "height": 5, "width": 5},
+        [(4, 8, 5, 5), (16, 8, 3, 3), (1, 16, 1, 1)],
+    ),
+    "batch norm, clip": (
+        conv_normalized,
+        [(1, 8, 7, 7), (16, 8, 1, 1), *[(1, 16, 1, 1)] * 4],
+        {"batch": 2, "out_channels": 8},
+        [(2, 8, 7, 7), (8, 8, 1, 1), *[(1, 8, 1, 1)] * 4],
+    ),
+    "residual": (
+        conv_residual,
+        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 7, 7)],
+        {"batch": 2, "height": 14, "out_channels": 8},
+        [(2, 8, 14, 7), (8, 8, 3, 3), (2, 8, 14, 7)],
+    ),
+    "swish": (conv_swish, [(1, 8, 7, 7), (16, 8, 1, 1)], {"batch": 2}, [(2, 8, 7, 7), (16, 8, 1, 1)]),
+    "depthwise": (
+        lambda b, x, w: relax.op.nn.conv2d(x, w, groups=int(x.ty.shape[1]), padding=1),
+        [(1, 8, 7, 7), (8, 1, 3, 3)],
+        {"channels": 12, "width": 9},
+        [(1, 12, 7, 9), (12, 1, 3, 3)],
+    ),
+    "groups": (
+        conv(groups=4),
+        [(1, 8, 7, 7), (16, 2, 3, 3)],
+        {"in_channels": 12, "out_channels": 4},
+        [(1, 12, 7, 7), (4, 3, 3, 3)],
+    ),
+    "dense": (
+        dense_scaled,
+        [(1, 32), (32, 10), (10,)],
+        {"batch": 16, "in_channels": 8, "out_channels": 12},
+        [(16, 8), (8, 12), (12,)],
+    ),
+    "dense on tokens": (
+        dense_scaled,
+        [(1, 7, 32), (32, 10), (10,)],
+        {"batch": 3, "length": 9},
+        [(3, 9, 32), (32, 10), (10,)],
+    ),
+    "attention": (
+        lambda b, x, y: relax.op.matmul(x, y),
+        [(2, 4, 7, 16), (2, 4, 16, 7)],
+        {"batch": 3, "length": 9, "out_channels": 9},
+        [(3, 4, 9, 16), (3, 4, 16, 9)],
+    ),
+    "max pool": (
+        lambda b, x: relax.op.nn.max_pool2d(x, [3, 2], strides=[2, 2], padding=[0, 1, 1, 0]),
+        [(1, 8, 12, 12)],
+        {"channels": 4, "height": 24},
+        [(1, 4, 24, 12)],
+    ),
+    "average pool": (
+        lambda b, x: relax.op.nn.avg_pool2d(x, [3, 3], strides=[2, 2], padding=[1, 1, 1, 1]),
+        [(1, 8, 12, 12)],
+        {"batch": 2, "width": 24},
+        [(2, 8, 12, 24)],
+    ),
+    "average pool with its padding": (
+        lambda b, x: relax.op.nn.avg_pool2d(x, [3, 3], padding=[1, 1, 1, 1], count_include_pad=True),
+        [(1, 8, 12, 12)],
+        {"batch": 2, "width": 24},
+        [(2, 8, 12, 24)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_at_other_sizes_is_what_tvm_makes_there(case: str) -> None:
+    build, shapes, changes, expected = CASES[case]
+    operator = recognize(kernel(build, *shapes))
+    assert set(changes) <= set(operator.axes)
+    assert operator.at({**operator.axes, **changes}, "made").key == kernel(build, *expected).key
+    half = operator.at({**operator.axes, "dtype": "float16"}, "half")
+    assert half.key == kernel(build, *shapes, dtype="float16").key
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    data=st.data(),
+    groups=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(*[st.integers(0, 2)] * 4),
+)
+def test_any_convolution(
+    data: st.DataObject,
+    groups: int,
+    size: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: tuple[int, int, int, int],
+) -> None:
+    least = [1 + d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+
+    def draw() -> list[tuple[int, ...]]:
+        batch, ins, outs = (data.draw(st.integers(1, 4)) for _ in range(3))
+        height, width = (data.draw(st.integers(lowest, 20)) for lowest in least)
+        return [(batch, ins * groups, height, width), (outs * groups, ins, *size)]
+
+    build = conv(groups=groups, strides=list(strides), dilation=list(dilation), padding=list(padding))
+    first, second = draw(), draw()
+    operator = recognize(kernel(build, *first))
+    (batch, ins, height, width), (outs, *_) = second
+    if "channels" in operator.axes:  # depthwise: one channel each, as many as groups
+        ins = outs = first[0][1]
+        second = [(batch, ins, height, width), (outs, 1, *size)]
+        channels = {"channels": ins}
+    else:
+        channels = {"in_channels": ins, "out_channels": outs}
+    axes = {**channels, "batch": batch, "height": height, "width": width, "dtype": "float32"}
+    assert operator.at(axes, "made").key == kernel(build, *second).key
+
+
+def test_sizes_without_an_operator() -> None:
+    operator = recognize(kernel(conv(), (1, 8, 7, 7), (16, 8, 3, 3)))
+    with pytest.raises(BadInput, match=r"does not fit: the output would be 1x16x0x5"):
+        operator.at({**operator.axes, "height": 2}, "made")
+    grouped = recognize(kernel(conv(groups=4), (1, 8, 7, 7), (16, 2, 3, 3)))
+    with pytest.raises(BadInput, match="10 and 16 channels do not divide into 4 groups"):
+        grouped.at({**grouped.axes, "in_channels": 10}, "made")
+    with pytest.raises(BadInput, match="TVM cannot make it"):
+        operator.at({**operator.axes, "batch": 10**30}, "made")
+
+
+def test_kernels_that_are_not_understood() -> None:
+    with pytest.raises(UnsupportedOperation, match="T_softmax_maxelem is no convolution"):
+        recognize(kernel(lambda b, x: relax.op.nn.softmax(x), (4, 8)))
+    with pytest.raises(UnsupportedOperation, match="step"):
+        recognize(kernel(lambda b, x, w: relax.op.nn.leakyrelu(b.emit(relax.op.matmul(x, w))), (4, 8), (8, 4)))
+    indices = relax.Var("indices", relax.TensorType((2,), "int32"))
+    table = relax.Var("table", relax.TensorType((8, 4), "float32"))
+    with pytest.raises(UnsupportedOperation, match="different dtypes"):
+        recognize(kernel_over([indices, table], lambda b, x, w: relax.op.take(w, x, axis=0)))
+    with pytest.raises(BadInput, match="holds no TVM module"):
+        recognize(dataclasses.replace(kernel(conv(), (1, 8, 7, 7), (16, 8, 3, 3)), definition=None))
+
+
+RULES = """
+version: 1
+rules:
+  - match: conv
+    batch: [1, 4]
+    channels: [x1, x0.5, x1/3]
+  - batch: 4
+    dtype: [float32, float16]
+  - spatial: 2
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "rules.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_mutate_drops_what_is_no_operator_and_folds_duplicates(tmp_path: Path) -> None:
+    given = [
+        kernel(conv(), (1, 8, 7, 7), (16, 8, 3, 3), name="conv"),
+        kernel(conv(), (4, 8, 7, 7), (16, 8, 3, 3), name="conv_4"),
+        kernel(lambda b, x, w: relax.op.matmul(x, w), (1, 8), (8, 4), name="dense"),
+        kernel(lambda b, x: relax.op.nn.softmax(x), (4, 8), name="softmax"),
+        Workload("autotvm", "other", ["dense", []]),
+    ]
+    report = mutate(given, load_rules(write(tmp_path, RULES)))
+    assert [workload.name for workload in report.workloads] == [
+        "conv_in_channels4_out_channels8",
+        "conv_batch4_in_channels4_out_channels8",
+        "conv_batch4_float16",
+        "dense_batch4",
+        "dense_batch4_float16",
+    ]
+    # Batch 1 and 4 of both convolutions at x1 (conv_4 has conv's halves too), and both at batch 4 once more.
+    assert report.duplicates == 4 + 2 + 3
+    assert report.invalid == [
+        "conv at batch 1, in_channels x0.333333, out_channels x0.333333: "
+        "in_channels 8 times 0.333333 is 2.66667, no whole number of at least 1",
+        "conv at batch 4, in_channels x0.333333, out_channels x0.333333: "
+        "in_channels 8 times 0.333333 is 2.66667, no whole number of at least 1",
+        "conv at height 2, width 2: the window does not fit: the output would be 1x16x0x0",
+        "conv_4 at batch 1, in_channels x0.333333, out_channels x0.333333: "
+        "in_channels 8 times 0.333333 is 2.66667, no whole number of at least 1",
+        "conv_4 at batch 4, in_channels x0.333333, out_channels x0.333333: "
+        "in_channels 8 times 0.333333 is 2.66667, no whole number of at least 1",
+        "conv_4 at height 2, width 2: the window does not fit: the output would be 4x16x0x0",
+    ]
+    assert len(report.unsupported) == 2
+    assert report.unsupported[0].startswith("softmax: T_softmax_maxelem is no convolution")
+    assert report.unsupported[1].startswith("other: workloads of dialect 'autotvm' cannot be mutated")
+    made = report.workloads[0]
+    assert (made.networks, made.weight) == ((), 1.0)
+    assert made.flop == pytest.approx(given[0].flop / 4)
+    assert Workload.from_json(made.to_json()) == made
+    module_of(made)
+    assert len({workload.key for workload in given + report.workloads}) == len(given) + len(report.workloads)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version: 1\nrules: [", "is not YAML"),
+        ("\x00\x01", "is not YAML"),
+        ("- 1", "is no file of rules"),
+        ("version: 1", "is no file of rules"),
+        ("version: 1\nrules: 3", "is no file of rules"),
+        ("version: 2\nrules: [{batch: 1}]", "rules of version 2, this Lorien reads 1"),
+        ("version: 1\nrules: []", "holds no rule"),
+        ("version: 1\nrules: [batch]", "rule 1: 'batch' is not a mapping"),
+        ("version: 1\nrules: [{batch: 2}, {heigth: 2}]", "rule 2: unknown name heigth; known: match, channels"),
+        ("version: 1\nrules: [{match: '('}]", r"rule 1: match '\(' is no regular expression"),
+        ("version: 1\nrules: [{match: conv}]", "rule 1: no values for any axis"),
+        ("version: 1\nrules: [{batch: []}]", "rule 1: no values for batch"),
+        ("version: 1\nrules: [{batch: 0}]", "batch 0 is neither an extent"),
+        ("version: 1\nrules: [{batch: -4}]", "batch -4 is neither"),
+        ("version: 1\nrules: [{batch: 1.5}]", "batch 1.5 is neither"),
+        ("version: 1\nrules: [{batch: true}]", "batch True is neither"),
+        ("version: 1\nrules: [{batch: x0}]", "batch 'x0' is neither"),
+        ("version: 1\nrules: [{batch: 2x}]", "batch '2x' is neither"),
+        ("version: 1\nrules: [{batch: {a: 1}}]", "neither"),
+        ("version: 1\nrules: [{dtype: int3}]", "dtype 'int3' is none of float16"),
+        ("version: 1\nrules: [{dtype: [[float16]]}]", "is none of"),
+        ("version: 1\nrules: [{spatial: 7, height: 7}]", "spatial already gives height its values"),
+        ("version: 1\nrules: [!!python/object/apply:os.system ['true']]", "is not YAML"),
+    ],
+)
+def test_rules_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(BadInput, match=message) as caught:
+        load_rules(path)
+    assert str(path) in str(caught.value)
+
+
+def test_rules_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="No such file"):
+        load_rules(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80\x81")
+    with pytest.raises(BadInput, match=r"binary\.yaml"):
+        load_rules(tmp_path / "binary.yaml")
