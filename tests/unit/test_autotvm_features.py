@@ -204,7 +204,7 @@ def test_a_log_and_its_candidates_have_the_same_rows(tmp_path: Path) -> None:
     batches = list(extractor.extract_log(lines(tmp_path / "a.log", *rows), LogInfo(), report, (0, 1), 4))
     assert [len(records) for records, _ in batches] == [4, 1]
     assert report.unreadable == 1
-    assert "split factor out of range" in report.reasons[0]
+    assert "sp is out of range" in report.reasons[0]
     for records, matrix in batches:
         for record, row in zip(records, matrix, strict=True):
             alone = extractor.extract(record.workload, [record.candidate], CUDA)
