@@ -205,9 +205,12 @@ def _bind_shapes(model: Path, module: tvm.IRModule, shapes: Shapes) -> tvm.IRMod
     bound: dict[Any, int] = {}
     for name, dims in inputs.items():
         for dim, size in zip(dims or (), shapes.get(name, ()), strict=False):
-            fixed = bound.setdefault(dim, size) if isinstance(dim, tirx.Var) else dim
-            if isinstance(fixed, (int, tirx.IntImm)) and int(fixed) != size:
-                raise BadInput(f"{model}: --shape {name} gives {size} where the model has {dim} = {fixed}")
+            if isinstance(dim, tirx.IntImm) or dim in bound:
+                known = int(bound.get(dim, dim))
+                if known != size:
+                    raise BadInput(f"{model}: --shape {name} gives {size} where the model has {known}")
+            elif isinstance(dim, tirx.Var):
+                bound[dim] = size
     return relax.transform.BindSymbolicVars(bound, "main")(module) if bound else module
 
 

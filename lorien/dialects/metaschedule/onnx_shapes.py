@@ -128,7 +128,7 @@ class _Walk:
                     ir_version=self._model.ir_version,
                 )
             )
-        except (KeyError, RuntimeError) as error:  # an operator or an input that ONNX cannot infer
+        except (KeyError, RuntimeError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError) as error:
             logger.debug("no shape for %s %s: %s", node.op_type, node.name, error)
 
     def _evaluate(self, node: Any) -> dict[str, _Array] | None:
