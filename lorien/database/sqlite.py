@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import orjson
 
 from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
 from lorien.errors import BadInput, DatabaseUnavailable, LorienError, SchemaMismatch
+from lorien.files import TEMPORARY_PREFIX
 from lorien.records import TuningRecord, Workload
 from lorien.target import Target
 
@@ -53,13 +55,15 @@ class SqliteDatabase:
         self._path = Path(path).absolute()
         if not self._path.parent.is_dir():
             raise BadInput(f"no folder {self._path.parent} for the database; an absolute path is sqlite:////path")
-        if not create and not self._path.exists():
-            raise BadInput(f"no database at {self._path}. Fix: lorien commit --logs LOGS --db {url}")
+        if not self._path.exists():
+            if not create:
+                raise BadInput(f"no database at {self._path}. Fix: lorien commit --logs LOGS --db {url}")
+            self._create(n_best or DEFAULT_N_BEST)
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         _OPEN.add(self)
         try:
-            self.n_best = self._prepare(n_best)
+            self.n_best = self._check(n_best)
         except BaseException:
             self.close()
             raise
@@ -155,40 +159,39 @@ class SqliteDatabase:
         with self._connected() as connection:
             return [_item(row) for row in connection.execute(f"{_ITEM} {where}", values)]
 
-    def _prepare(self, n_best: int | None) -> int:
-        """Make the tables where the file is new, check them where it is not; gives the number of best to keep."""
-        with self._connected() as connection:
-            made = self._made(connection)
-            if not made:
-                # Before the tables, so that a file that has them is in WAL mode for certain.
+    def _create(self, n_best: int) -> None:
+        # Made beside and linked: the file is there whole or not at all. Connections that switch a file to WAL at the
+        # same time would fail with "locked", whatever their timeout.
+        temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.db")
+        try:
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-        if not made:
-            with self._transaction() as connection:
-                if not self._made(connection):
-                    for statement in _SCHEMA:
-                        connection.execute(statement)
-                    connection.execute("INSERT INTO about VALUES (?)", (n_best or DEFAULT_N_BEST,))
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO about VALUES (?)", (n_best,))
+            with suppress(FileExistsError):  # Another process made it meanwhile.
+                os.link(temporary, self._path)
+        except (sqlite3.Error, OSError) as error:
+            raise self._explained(error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _check(self, n_best: int | None) -> int:
+        """See that the file is ours to use; the number of best it keeps."""
         with self._connected() as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if application != APPLICATION_ID:
+                raise BadInput(f"{self._path} is empty or of another program. Fix: give another path, or remove it")
+            if version != SCHEMA_VERSION:
+                raise SchemaMismatch(
+                    f"{self._path} has schema {version}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
+                    "wrote it, or commit the logs into a new file"
+                )
             (kept,) = connection.execute("SELECT n_best FROM about").fetchone()
         if n_best not in (None, kept):
             raise BadInput(f"{self._path} keeps the {kept} best, not {n_best}: that was fixed when it was made")
         return int(kept)
-
-    def _made(self, connection: sqlite3.Connection) -> bool:
-        """False for an empty file. Raises ``BadInput`` or ``SchemaMismatch`` for a file that is not ours to write."""
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if tables == 0:
-            return False
-        if application != APPLICATION_ID:
-            raise BadInput(f"{self._path} is the SQLite file of another program. Fix: give another path")
-        if version != SCHEMA_VERSION:
-            raise SchemaMismatch(
-                f"{self._path} has schema {version}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
-                "wrote it, or commit the logs into a new file"
-            )
-        return True
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

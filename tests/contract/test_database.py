@@ -337,9 +337,28 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE bookmarks (url TEXT)")
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(BadInput, match="another program"):
+    with pytest.raises(BadInput, match="of another program"):
         open_database(str(path))
     assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "best.db").touch()
+    with pytest.raises(BadInput, match="is empty"):
+        open_database(str(tmp_path / "best.db"))
+
+
+def test_many_make_the_same_database(tmp_path: Path) -> None:
+    url = str(tmp_path / "best.db")
+    for _ in range(3):
+        makers = [FORK.Process(target=_write, args=(url, worker, 1)) for worker in range(8)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join()
+        assert [maker.exitcode for maker in makers] == [0] * 8
+        assert [path.name for path in tmp_path.iterdir()] == ["best.db"]
+        (tmp_path / "best.db").unlink()
 
 
 def _change(path: Path, statement: str, *values: object) -> None:
