@@ -155,8 +155,6 @@ class _Island:
         self._keep = keep
         self._scores: dict[Schedule, float] = {}
         self._best: dict[bytes, tuple[float, Schedule]] = {}
-        self._deadline_s = float("inf")
-        self._expired = False
 
     def best(self) -> list[tuple[float, Schedule]]:
         """Scores and schedules, best first; those of equal features are one."""
@@ -166,7 +164,6 @@ class _Island:
         """Sample, then evolve, a population as large as the time allows."""
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
 
-        self._deadline_s = deadline_s
         started_s = time.monotonic()
         first = self._space.sample(PROBE)
         self._weights(first)
@@ -180,18 +177,24 @@ class _Island:
         if population <= PROBE:
             return
         first += self._space.sample(population - PROBE)
-        context = self._space.context(population, _cost_model(self._weights))
+        expired = False
+
+        def weigh(schedules: Sequence[Schedule]) -> FloatArray:
+            nonlocal expired
+            expired = time.monotonic() > deadline_s
+            if expired:
+                raise TimeoutError("out of time")  # the only way out of TVM's loop
+            return self._weights(schedules)
+
+        context = self._space.context(population, _cost_model(weigh))
         try:
             ffi.SearchStrategyEvolutionarySearchEvolveWithCostModel(context.search_strategy, first, 1)
         except Exception:
-            if not self._expired:
+            if not expired:
                 raise
 
     def _weights(self, schedules: Sequence[Schedule]) -> FloatArray:
         """Score a generation, and say how much each is to be bred from."""
-        if time.monotonic() > self._deadline_s:
-            self._expired = True
-            raise TimeoutError("the search is out of time")
         # Those not mutated are in the next generation again, as the same objects.
         new = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self._scores]
         rows = self._describe(new, [self._space.workload] * len(new))

@@ -1,0 +1,139 @@
+"""The guided search, on TVM's own spaces."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lorien.dialects import open_live_dialect
+from lorien.dialects.base import FloatArray
+from lorien.dialects.metaschedule import search as subject
+from lorien.dialects.metaschedule.workload import workload_of
+from lorien.errors import BadInput
+from lorien.featurize import open_extractor
+from lorien.featurize.base import Features
+from lorien.records import Workload
+from lorien.target import Target
+
+pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
+
+from tvm import te, tirx, topi
+from tvm.ir import IRModule
+
+TARGET = Target.parse("llvm -mcpu=znver4 -num-cores=2")
+DIALECT = open_live_dialect("metaschedule")
+EXTRACTOR = open_extractor("metaschedule")
+FILL = EXTRACTOR.features.names.index("trace_fill16")
+BALANCE = EXTRACTOR.features.names.index("parallel_balance")
+
+
+def workload(name: str, *tensors: te.Tensor) -> Workload:
+    return workload_of(IRModule({"main": te.create_prim_func(list(tensors))}), name)
+
+
+def data(*shape: int) -> te.Tensor:
+    return te.placeholder(shape, "float32", name=f"in{len(shape)}")
+
+
+def dense() -> Workload:
+    a, b = data(64, 128), te.placeholder((96, 128), "float32", name="weight")
+    return workload("dense", a, b, topi.nn.dense(a, b))
+
+
+def conv() -> Workload:
+    a, b = data(1, 8, 10, 10), te.placeholder((16, 8, 3, 3), "float32", name="weight")
+    return workload("conv2d", a, b, topi.nn.conv2d(a, b, 1, 0, 1))
+
+
+def pool() -> Workload:
+    a = data(1, 16, 14, 14)
+    return workload("max_pool", a, topi.nn.pool2d(a, [2, 2], [2, 2], [1, 1], [0, 0, 0, 0], "max"))
+
+
+def softmax() -> Workload:
+    a = data(32, 100)
+    return workload("softmax", a, topi.nn.softmax(a))
+
+
+def relu() -> Workload:
+    a = data(16, 64)
+    return workload("relu", a, te.compute(a.shape, lambda *i: tirx.max(a(*i), tirx.const(0, "float32")), name="relu"))
+
+
+def wide_and_balanced(rows: Features) -> FloatArray:
+    """A cost model anyone can check: full vectors in the innermost tile, cores evenly busy."""
+    return (rows[:, FILL] + rows[:, BALANCE]).astype(np.float64) / 2
+
+
+@pytest.fixture(autouse=True)
+def _small_populations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "PROBE", 8)
+    monkeypatch.setattr(subject, "POPULATION", 40)
+    monkeypatch.setattr(subject, "GENERATIONS", 2)
+
+
+def test_the_score_guides_the_search() -> None:
+    task = dense()
+    found = DIALECT.search(task, TARGET, 12, wide_and_balanced, seed=1)
+    scores = [candidate.score or 0.0 for candidate in found]
+    random = wide_and_balanced(EXTRACTOR.extract(task, DIALECT.search(task, TARGET, 32, None, seed=1), TARGET))
+    assert len({candidate.key for candidate in found}) == 12
+    assert scores == sorted(scores, reverse=True)
+    assert min(scores) > np.median(random)
+    assert scores[0] >= max(random)
+    rows = EXTRACTOR.extract(task, found, TARGET)
+    assert wide_and_balanced(rows) == pytest.approx(scores), "what was scored is what is returned"
+
+
+def test_the_same_seed_finds_the_same_and_another_another() -> None:
+    first, again, other = (DIALECT.search(dense(), TARGET, 8, wide_and_balanced, seed=seed) for seed in (5, 5, 6))
+    assert first == again
+    assert [candidate.key for candidate in first] != [candidate.key for candidate in other]
+
+
+def test_without_a_score_candidates_are_random_samples() -> None:
+    found = DIALECT.search(conv(), TARGET, 10, None, seed=3)
+    assert len({candidate.key for candidate in found}) == 10
+    assert {candidate.score for candidate in found} == {None}
+    assert found == DIALECT.search(conv(), TARGET, 10, None, seed=3)
+
+
+@pytest.mark.parametrize("task", [conv, pool, softmax, relu])
+def test_every_kind_of_operator_has_candidates_that_lower(task: Callable[[], Workload]) -> None:
+    found = DIALECT.search(task(), TARGET, 6, wide_and_balanced, seed=1)
+    assert 1 <= len(found) <= 6
+    assert len({candidate.key for candidate in found}) == len(found)
+    assert np.isfinite(EXTRACTOR.extract(task(), found, TARGET)).all()
+
+
+def test_a_space_of_one_has_one_candidate() -> None:
+    for score in (None, wide_and_balanced):
+        assert len(DIALECT.search(relu(), TARGET, 6, score)) == 1
+
+
+def test_the_budget_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # a second passes each time the search looks
+    monkeypatch.setattr(subject.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(subject, "POPULATION", 100_000)
+    found = DIALECT.search(dense(), TARGET, 4, wide_and_balanced, budget_s=8.0)
+    assert len(found) == 4
+
+
+def test_no_time_at_all_still_gives_samples() -> None:
+    assert DIALECT.search(dense(), TARGET, 4, wide_and_balanced, budget_s=0.0)
+
+
+def test_a_model_that_fails_is_not_hidden() -> None:
+    def broken(rows: Features) -> FloatArray:
+        raise ArithmeticError("the model is broken")
+
+    with pytest.raises(ArithmeticError, match="the model is broken"):
+        DIALECT.search(dense(), TARGET, 4, broken)
+
+
+def test_a_target_without_cores_says_what_it_lacks() -> None:
+    with pytest.raises(BadInput, match="num-cores"):
+        DIALECT.search(dense(), Target.parse("llvm -mcpu=znver4"), 4, None)
