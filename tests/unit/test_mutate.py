@@ -139,6 +139,18 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
         {"batch": 3, "length": 9},
         [(3, 9, 32), (32, 10), (10,)],
     ),
+    "dense, gelu": (
+        lambda b, x, w, bias: relax.op.nn.gelu(b.emit(relax.op.add(b.emit(relax.op.matmul(x, w)), bias))),
+        [(1, 7, 32), (32, 10), (10,)],
+        {"length": 9},
+        [(1, 9, 32), (32, 10), (10,)],
+    ),
+    "dense, silu": (
+        lambda b, x, w: relax.op.nn.silu(b.emit(relax.op.matmul(x, w))),
+        [(1, 7, 32), (32, 10)],
+        {"length": 9},
+        [(1, 9, 32), (32, 10)],
+    ),
     "attention": (
         lambda b, x, y: relax.op.matmul(x, y),
         [(2, 4, 7, 16), (2, 4, 16, 7)],

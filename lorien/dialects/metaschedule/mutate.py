@@ -29,6 +29,7 @@ _SPATIAL = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width
 _CONV = re.compile(r"(?:group_|depthwise_)?conv[123]d_n")
 _BINARY = {"Add": "add", "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Max": "maximum", "Min": "minimum"}
 _UNARY = ("erf", "exp", "sigmoid", "sqrt", "tanh")
+_GELU = ("multiply", "erf", "multiply", "add", "multiply")
 _TARGET = Target("llvm")
 """Lowering wants a target, and makes the same kernels for all."""
 
@@ -125,14 +126,16 @@ def recognize(workload: Workload) -> KernelOperator:
     *inputs, _ = module["main"].params
     if len({str(buffer.ty.dtype) for buffer in inputs}) > 1:
         raise UnsupportedOperation("its inputs have different dtypes")
+    dtype = str(inputs[0].ty.dtype)
     for anchor, rest in _anchors(blocks):
         steps = tuple(_step(block) for block in rest)
-        operator = KernelOperator({**anchor.axes, "dtype": str(inputs[0].ty.dtype)}, tuple(inputs), anchor, steps)
-        try:
-            if operator.at(operator.axes, workload.name).key == workload.key:
-                return operator
-        except BadInput:
-            continue
+        for reading in dict.fromkeys((steps, _gelu(steps))):
+            operator = KernelOperator({**anchor.axes, "dtype": dtype}, tuple(inputs), anchor, reading)
+            try:
+                if operator.at(operator.axes, workload.name).key == workload.key:
+                    return operator
+            except BadInput:
+                continue
     raise UnsupportedOperation(f"TVM does not make it of {', '.join(block.name_hint for block in blocks)} as read here")
 
 
@@ -249,19 +252,31 @@ def _window(pad: Any, block: Any, data: Any) -> dict[str, list[int]]:
 
 
 def _step(block: Any) -> _Step:
-    value, output = getattr(block.body, "value", None), block.writes[0].source
+    value: Any = getattr(block.body, "value", None)
     kind = type(value).__name__
+    operands: tuple[Any, ...]
     if kind == "Max" and type(value.a).__name__ == "Min":
-        operands, op = (value.a.a, value.b, value.a.b), "clip"
+        op, operands = "clip", (value.a.a, value.b, value.a.b)
     elif kind == "Max" and block.name_hint.startswith("compute"):
-        operands, op = (value.a,), "nn.relu"
+        op, operands = "nn.relu", (value.a,)
     elif kind in _BINARY:
-        operands, op = (value.a, value.b), _BINARY[kind]
+        op, operands = _BINARY[kind], (value.a, value.b)
     elif kind == "Call" and value.op.name.rpartition(".")[2] in _UNARY:
-        operands, op = tuple(value.args), value.op.name.rpartition(".")[2]
+        op, operands = value.op.name.rpartition(".")[2], tuple(value.args)
     else:
         raise UnsupportedOperation(f"its step {block.name_hint} is not one of those understood")
-    return _Step(op, tuple(_operand(block, operand) for operand in operands), output)
+    return _Step(op, tuple(_operand(block, operand) for operand in operands), block.writes[0].source)
+
+
+def _gelu(steps: tuple[_Step, ...]) -> tuple[_Step, ...]:
+    """The steps with what one Gelu expands to put together again; its blocks have names of their own."""
+    ops = tuple(step.op for step in steps)
+    for start in range(len(steps) - len(_GELU) + 1):
+        end = start + len(_GELU)
+        if ops[start:end] == _GELU:
+            gelu = _Step("nn.gelu", steps[start].operands[:1], steps[end - 1].output)
+            return (*steps[:start], gelu, *steps[end:])
+    return steps
 
 
 def _operand(block: Any, operand: Any) -> Any:
