@@ -71,7 +71,7 @@ def wide_and_balanced(rows: Features) -> FloatArray:
 @pytest.fixture(autouse=True)
 def _small_populations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "PROBE", 8)
-    monkeypatch.setattr(subject, "POPULATION", 40)
+    monkeypatch.setattr(subject, "POPULATION", 64)
     monkeypatch.setattr(subject, "GENERATIONS", 2)
 
 

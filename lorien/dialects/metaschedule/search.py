@@ -36,6 +36,8 @@ PROBE = 32
 """Samples that tell how fast this machine is and how large the space."""
 PRESSURE = 3
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
+_SMALLEST = 4
+"""Probes that make up the smallest population worth evolving: it bounds the threads used."""
 _EXHAUSTED = 0.5
 """Of a round of samples, the share that must be new for the space to be worth more of them."""
 _SPARE = 2
@@ -56,6 +58,7 @@ def search(
 
     Each core evolves a population of its own: TVM's threads would share one in an order that differs from run to run.
     So a search without a budget gives the same candidates for the same seed on machines of as many cores.
+    Candidates whose features are equal count as one: a model cannot tell them apart, and hardly can the device.
 
     Raises
     ------
@@ -68,6 +71,7 @@ def search(
         return _random(_Space(workload, target, seed), count)
     deadline_s = started_s + (budget_s if budget_s is not None else float("inf"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, min(cores, POPULATION // (_SMALLEST * PROBE)))
     lock = threading.Lock()
 
     def locked(rows: npt.NDArray[np.float32]) -> FloatArray:
@@ -167,7 +171,7 @@ class _Island:
         started_s = time.monotonic()
         first = self._space.sample(PROBE)
         self._weights(first)
-        if len(self._best) < _EXHAUSTED * len(first):
+        if len(self._best) <= _EXHAUSTED * len(first):
             # A handful of schedules: more samples find all of them, and there is nothing to breed.
             self._weights(self._space.sample(PROBE))
             return
