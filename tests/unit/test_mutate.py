@@ -114,6 +114,12 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
         {"batch": 2, "height": 14, "out_channels": 8},
         [(2, 8, 14, 7), (8, 8, 3, 3), (2, 8, 14, 7)],
     ),
+    "leaky relu": (
+        lambda b, x, w: relax.op.nn.leakyrelu(b.emit(relax.op.nn.conv2d(x, w)), 0.1),
+        [(1, 8, 7, 7), (16, 8, 1, 1)],
+        {"batch": 2},
+        [(2, 8, 7, 7), (16, 8, 1, 1)],
+    ),
     "swish": (conv_swish, [(1, 8, 7, 7), (16, 8, 1, 1)], {"batch": 2}, [(2, 8, 7, 7), (16, 8, 1, 1)]),
     "depthwise": (
         lambda b, x, w: relax.op.nn.conv2d(x, w, groups=int(x.ty.shape[1]), padding=1),
@@ -241,7 +247,7 @@ def test_kernels_that_are_not_understood() -> None:
     with pytest.raises(UnsupportedOperation, match="T_softmax_maxelem is no convolution"):
         recognize(kernel(lambda b, x: relax.op.nn.softmax(x), (4, 8)))
     with pytest.raises(UnsupportedOperation, match="step"):
-        recognize(kernel(lambda b, x, w: relax.op.nn.leakyrelu(b.emit(relax.op.matmul(x, w))), (4, 8), (8, 4)))
+        recognize(kernel(lambda b, x, w: relax.op.floor(b.emit(relax.op.matmul(x, w))), (4, 8), (8, 4)))
     indices = relax.Var("indices", relax.TensorType((2,), "int32"))
     table = relax.Var("table", relax.TensorType((8, 4), "float32"))
     with pytest.raises(UnsupportedOperation, match="different dtypes"):

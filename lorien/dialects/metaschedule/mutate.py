@@ -29,6 +29,8 @@ _SPATIAL = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width
 _CONV = re.compile(r"(?:group_|depthwise_)?conv[123]d_n")
 _BINARY = {"Add": "add", "Sub": "subtract", "Mul": "multiply", "Div": "divide", "Max": "maximum", "Min": "minimum"}
 _UNARY = ("erf", "exp", "sigmoid", "sqrt", "tanh")
+_WITH_ATTRIBUTES = ("clip", "nn.leakyrelu")
+"""Steps whose numbers are attributes, not operands."""
 _GELU = ("multiply", "erf", "multiply", "add", "multiply")
 _TARGET = Target("llvm")
 """Lowering wants a target, and makes the same kernels for all."""
@@ -259,6 +261,8 @@ def _step(block: Any) -> _Step:
         op, operands = "clip", (value.a.a, value.b, value.a.b)
     elif kind == "Max" and block.name_hint.startswith("compute"):
         op, operands = "nn.relu", (value.a,)
+    elif kind == "Select" and type(value.false_value).__name__ == "Mul":
+        op, operands = "nn.leakyrelu", (value.true_value, value.false_value.b)
     elif kind in _BINARY:
         op, operands = _BINARY[kind], (value.a, value.b)
     elif kind == "Call" and value.op.name.rpartition(".")[2] in _UNARY:
@@ -301,7 +305,7 @@ def _follow(shape: Shape, old: Shape, new: Shape) -> Shape:
 def _number(value: float, op: str, dtype: str) -> Any:
     from tvm import relax
 
-    return value if op == "clip" else relax.const(value, dtype)  # the bounds of clip are attributes
+    return value if op in _WITH_ATTRIBUTES else relax.const(value, dtype)
 
 
 def _variable(buffer: Any, shape: Shape, dtype: str) -> Any:
