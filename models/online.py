@@ -28,6 +28,7 @@ PARAMETERS = {
     "feature_fraction": 0.3,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
+    "num_threads": 1,  # hundreds of rows: OpenMP's threads would wait for each other longer than they work
     "seed": 0,
     "verbose": -1,
 }
@@ -43,13 +44,10 @@ class OnlineModel:
     ----------
     prior : callable, optional
         Features (rows, columns) to scores (rows,): a ``Ranker.score``. None learns from the session alone.
-    threads : int
-        Threads of fitting and scoring.
     """
 
-    def __init__(self, prior: PriorFn | None, threads: int) -> None:
+    def __init__(self, prior: PriorFn | None) -> None:
         self._prior = prior
-        self._threads = threads
         self._rows: list[Features] = []
         self._latencies_s: list[FloatArray] = []
         self._workloads: list[str] = []
@@ -66,7 +64,7 @@ class OnlineModel:
         prior = self._prior_scores(rows)
         if self._booster is None:
             return prior
-        corrected: FloatArray = prior + self._booster.predict(np.column_stack((rows, prior)), num_threads=self._threads)
+        corrected: FloatArray = prior + self._booster.predict(np.column_stack((rows, prior)), num_threads=1)
         return corrected
 
     def learn(self, workload: str, rows: Features, latencies_s: FloatArray) -> None:
@@ -91,7 +89,7 @@ class OnlineModel:
             _fractions(np.array(self._workloads), np.concatenate(self._latencies_s)),
             init_score=prior,
         )
-        self._booster = lightgbm.train({**PARAMETERS, "num_threads": self._threads}, data, ROUNDS)
+        self._booster = lightgbm.train(PARAMETERS, data, ROUNDS)
         self._fitted_rows = len(rows)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from lorien import __version__
 from lorien.cli import learn, stores, workloads
+from lorien.cli.tune import tune
 
 
 def _version(asked: bool) -> None:
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 app.callback()(_root)
 for _function in (
     workloads.extract,
+    tune,
     workloads.mutate,
     stores.ingest,
     stores.commit,

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -36,6 +37,7 @@ from lorien.target import Target
 logger = logging.getLogger(__name__)
 
 DETAILS = "details.jsonl"
+_NAME_CHARS = 80
 KEPT = 64
 """Fastest candidates of a workload that stay in memory, for a search to start from."""
 
@@ -76,6 +78,8 @@ class Session:
 
     Attributes
     ----------
+    workloads, target, dialect, build
+        What is tuned, where, and with what.
     trials : list of Trials
         One for each workload, in the order of the session.
     outcomes : Counter of str
@@ -94,12 +98,12 @@ class Session:
         info = info_of(sidecar, folder / SIDECAR)
         try:
             self.workloads = [Workload.from_json(workload) for workload in sidecar["workloads"]]
-            self._dialect = open_live_dialect(sidecar["dialect"])
+            self.dialect = open_live_dialect(sidecar["dialect"])
             self.target = Target.parse(sidecar["target"])
         except (KeyError, TypeError) as error:
             raise BadInput(f"{folder} holds no tuning session: {SIDECAR} lacks {error}. Fix: remove it") from None
         self.folder = folder
-        self.build = self._dialect.framework()
+        self.build = self.dialect.framework()
         if info.build != self.build:
             raise BadInput(
                 f"{folder} was tuned with {info.build}, this is {self.build}: their latencies do not mix. "
@@ -107,7 +111,7 @@ class Session:
             )
         self.trials = [Trials(workload) for workload in self.workloads]
         self.outcomes: Counter[str] = Counter()
-        self._writer = self._dialect.log_writer(self.workloads, self.target)
+        self._writer = self.dialect.log_writer(self.workloads, self.target)
         self._records = folder / self._writer.record_file
         with ExitStack() as stack:
             self._record_handle = stack.enter_context(_locked(self._records))
@@ -122,12 +126,10 @@ class Session:
         Raises
         ------
         BadInput
-            The folder is there, or the workloads are none, or of several dialects.
+            The workloads are none, or of several dialects.
         StoreUnavailable
             The folder cannot be written.
         """
-        if folder.exists():
-            raise BadInput(f"{folder} holds a tuning session already. Fix: --resume to go on with it, or remove it")
         dialects = {workload.dialect for workload in workloads}
         if len(dialects) != 1:
             raise BadInput(f"a session is of one dialect; the workloads have {sorted(dialects) or 'none'}")
@@ -204,7 +206,7 @@ class Session:
         details = _details(self.folder / DETAILS)
         index = {workload.key: number for number, workload in enumerate(self.workloads)}
         report = ReadReport()
-        for number, record in enumerate(self._dialect.read(self.folder, LogInfo(self.target), report)):
+        for number, record in enumerate(self.dialect.read(self.folder, LogInfo(self.target), report)):
             detailed = details.get(number, record.measurement)
             measurement = detailed if detailed.ok == record.measurement.ok else record.measurement
             self._count(index[record.workload.key], record.candidate, measurement)
@@ -215,10 +217,31 @@ class Session:
             )
 
 
-def session_name(workloads: Sequence[Workload], target: Target) -> str:
-    """Name of the session of these workloads on this target: the same for the same, in whatever order."""
-    identity = canonical_json([target.key, sorted(workload.key for workload in workloads)])
-    return f"{workloads[0].dialect}-{hashlib.sha256(identity).hexdigest()[:12]}"
+def open_session(root: Path, workloads: Sequence[Workload], target: Target, *, resume: bool) -> Session:
+    """The session of these workloads on this target, whatever their order, in a folder of ``root`` named after them.
+
+    Raises
+    ------
+    BadInput
+        It is there, with trials, and ``resume`` is False; or see ``Session``.
+    StoreUnavailable
+        It cannot be created.
+    """
+    distinct = list({workload.key: workload for workload in workloads}.values())
+    identity = canonical_json([target.key, sorted(workload.key for workload in distinct)])
+    networks = "+".join(sorted({network for workload in distinct for network in workload.networks})) or "tune"
+    readable = re.sub(r"[^A-Za-z0-9._+]+", "-", networks)[:_NAME_CHARS]
+    folder = root / f"{readable}-{hashlib.sha256(identity).hexdigest()[:12]}"
+    if not folder.exists():
+        return Session.create(folder, distinct, target)
+    session = Session(folder)
+    if session.records and not resume:
+        session.close()
+        raise BadInput(
+            f"{folder} holds {session.records} trials of these workloads. Fix: --resume goes on with them; "
+            "to tune anew, remove the folder or give other --logs"
+        )
+    return session
 
 
 @contextmanager

@@ -1,78 +1,88 @@
-"""MetaSchedule's own searches, asked for candidates and told what became of them."""
+"""MetaSchedule's search of many workloads over a session: asked for candidates, told what became of them."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray
+from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
 
 if TYPE_CHECKING:
+    from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
 
-POPULATION = 256
-GENERATIONS = 3
-"""Half the candidates and three quarters of the rounds of TVM's own setting, for a third of its seconds."""
-MEASURED_SHARE = 0.2
-"""Of the first generation, how much may come from the best measured so far. TVM's own setting."""
-_ENDLESS = 1 << 30
-"""Trials that TVM's strategies are told of: when to stop is the session's business."""
+Rows = npt.NDArray[np.float32]
+
+POPULATION = 96
+GENERATIONS = 2
+"""A fifth of the candidates and half of the rounds of TVM's own search: the pool carries over what TVM finds anew."""
+FRESH = POPULATION // 4
+ELITE = POPULATION // 4
+"""Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
+PRESSURE = 3
+"""Parents are drawn by (rank / population) to this power."""
+POOL = 512
+"""Most promising candidates, not measured yet, that are kept from round to round."""
+EXPLORE = 16
+"""One candidate in so many is taken from the pool at random."""
 _DRY_ROUNDS = 2
 """Rounds without a new candidate after which a space counts as exhausted."""
 _TINY_SHARE = 0.5
-"""Of a random batch, how much must be distinct for the space to be worth more than random samples."""
+"""Of random samples, how much must be distinct for the space to be worth more than random samples."""
 
 # TVM reports each generation, and warns of traces that do not apply, which are a part of any search.
 _tvm_logger = logging.getLogger(f"{__name__}.tvm")
 _tvm_logger.setLevel(logging.ERROR)
 
 
-class Guide(Protocol):
+class Model(Protocol):
     """What is known of candidates before they are measured; learns from those that are."""
 
     @property
     def ready(self) -> bool:
         """False as long as its scores are no better than chance."""
 
-    def score(self, workload: Workload, candidates: Sequence[ms.MeasureCandidate]) -> FloatArray:
-        """One score each, positive, higher is better."""
+    def score(self, rows: Rows) -> FloatArray:
+        """Scores (rows,) of features (rows, columns), higher is better."""
 
-    def learn(
-        self, workload: Workload, candidates: Sequence[ms.MeasureCandidate], measurements: Sequence[Measurement]
-    ) -> None:
-        """Take in what was measured."""
+    def learn(self, workload: str, rows: Rows, latencies_s: FloatArray) -> None:
+        """Take in what was measured of the workload of that key; infinity for a failure."""
 
 
 class MetaScheduleSearch:
-    """Searches the spaces of many workloads. Implements ``lorien.tune.strategy.Strategy``.
+    """Searches the spaces of many workloads. Implements ``lorien.tune.loop.Strategy``.
 
-    While the guide is not ready candidates are random samples, which is what TVM's evolution under its untrained cost
-    model comes to, without the cost of it. Then ``EvolutionarySearch`` breeds them from random samples and from the
-    best measured, scored by the guide.
+    While the model is not ready candidates are random samples, which is what TVM's evolution under its untrained cost
+    model comes to, without the cost of it. Then TVM's mutators breed from random samples, the best measured and the
+    most promising of all bred before, and the model chooses.
 
     Parameters
     ----------
     target : Target
-    guide : Guide, optional
-        None stays with random samples: TVM's ``replay-trace``.
-    batch : int
-        Candidates made at a time.
+    model : Model, optional
+        Scores candidates of all the workloads. None stays with random samples: TVM's ``replay-trace``.
     threads : int
-        Threads of the search.
+        Threads that breed and describe candidates.
     seed : int
     """
 
-    def __init__(self, target: Target, guide: Guide | None, *, batch: int, threads: int, seed: int) -> None:
+    def __init__(self, target: Target, model: Model | None, *, threads: int, seed: int) -> None:
         register_intrinsics(target)
-        self._new = functools.partial(_Search, target=target, guide=guide, batch=batch, threads=threads, seed=seed)
+        describe = Describer(target, threads)
+        self._new = functools.partial(
+            _Search, target=target, model=model, describe=describe, threads=threads, seed=seed
+        )
         self._searches: dict[str, _Search] = {}
 
     def ask(self, workload: Workload, count: int) -> list[Candidate]:
@@ -90,95 +100,138 @@ class MetaScheduleSearch:
 
 
 class _Search:
-    """One workload's space: TVM's tune context, strategies and database."""
+    """One workload's space, what was bred in it, and what was measured of that."""
 
     def __init__(
-        self, workload: Workload, *, target: Target, guide: Guide | None, batch: int, threads: int, seed: int
+        self, workload: Workload, *, target: Target, model: Model | None, describe: Describer, threads: int, seed: int
     ) -> None:
         from tvm.s_tir import meta_schedule as ms
 
         self._workload = workload
-        self._target = tvm_target(target)
-        self._guide = guide
-        self._batch = batch
+        self._model = model
+        self._describe = describe
+        self._rng = np.random.default_rng(seed)
         self._tiny = False
         self._seen: set[str] = set()
-        self._asked: dict[str, ms.MeasureCandidate] = {}
-        self._database = ms.database.MemoryDatabase()
-        self._entry = self._database.commit_workload(module_of(workload))
-
-        def context(strategy: ms.SearchStrategy, cost_model: ms.CostModel) -> ms.TuneContext:
-            made = ms.TuneContext(
-                module_of(workload),
-                target=self._target,
-                space_generator="post-order-apply",
-                search_strategy=strategy,
-                task_name=workload.name,
-                rand_state=seed + 1,  # TVM takes no zero
-                num_threads=threads,
-                logger=_tvm_logger,
-            )
-            made.pre_tuning(_ENDLESS, batch, database=self._database, cost_model=cost_model)
-            return made
-
-        self._random = context(ms.search_strategy.ReplayTrace(), ms.cost_model.RandomModel())
-        if guide is not None:
-            evolution = ms.search_strategy.EvolutionarySearch(
-                population_size=POPULATION, genetic_num_iters=GENERATIONS, init_measured_ratio=MEASURED_SHARE
-            )
-            self._guided = context(evolution, _cost_model(guide, workload))
+        self._asked: dict[str, Schedule] = {}
+        self._elite: list[tuple[float, Schedule]] = []
+        self._rows: dict[Schedule, npt.NDArray[np.float32]] = {}
+        # By features: schedules that have all of them in common are one program, or as good as one.
+        self._pool: dict[bytes, Schedule] = {}
+        self._spent: set[bytes] = set()
+        self._strategy = ms.search_strategy.EvolutionarySearch(
+            population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
+        )
+        self._context = ms.TuneContext(
+            module_of(workload),
+            target=tvm_target(target),
+            space_generator="post-order-apply",
+            search_strategy=self._strategy,
+            task_name=workload.name,
+            rand_state=seed + 1,  # TVM takes no zero
+            num_threads=threads,
+            logger=_tvm_logger,
+        )
+        cost_model = _cost_model(self._breeding_weights)
+        self._context.pre_tuning(1, 1, database=ms.database.MemoryDatabase(), cost_model=cost_model)
 
     def ask(self, count: int) -> list[Candidate]:
         for _ in range(_DRY_ROUNDS):
-            guided = self._guide is not None and self._guide.ready and not self._tiny
-            found = (self._guided if guided else self._random).generate_measure_candidates() or ()
-            made = {candidate.key: (candidate, one) for one in found for candidate in (candidate_of(one.sch),)}
-            self._tiny = self._tiny or (not guided and len(made) < _TINY_SHARE * self._batch)
-            fresh = [(candidate, one) for key, (candidate, one) in made.items() if key not in self._seen][:count]
+            guided = self._model is not None and self._model.ready and not self._tiny
+            fresh: list[Candidate] = []
+            for schedule in self._bred() if guided else self._sample(count):
+                candidate = candidate_of(schedule)
+                if candidate.key not in self._seen:
+                    self._seen.add(candidate.key)
+                    self._asked[candidate.key] = schedule
+                    fresh.append(candidate)
+                    if len(fresh) == count:
+                        break
+            self._tiny = self._tiny or (not guided and len(fresh) < _TINY_SHARE * count)
             if fresh:
-                self._seen.update(candidate.key for candidate, _ in fresh)
-                self._asked.update((candidate.key, one) for candidate, one in fresh)
-                return [candidate for candidate, _ in fresh]
+                return fresh
         return []
 
     def tell(self, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
-        from tvm.s_tir import meta_schedule as ms
+        self._seen.update(candidate.key for candidate in candidates)
+        schedules = [self._asked.pop(c.key, None) or schedule_of(self._workload, c) for c in candidates]
+        latencies_s = [math.inf if m.latency_s is None else m.latency_s for m in measurements]
+        ran = [pair for pair in zip(latencies_s, schedules, strict=True) if pair[0] < math.inf]
+        self._elite = sorted([*self._elite, *ran], key=lambda pair: pair[0])[:ELITE]
+        if self._model is not None:
+            self._model.learn(self._workload.key, self._features(schedules), np.array(latencies_s))
 
-        made = [self._asked.pop(candidate.key, None) or self._made(candidate) for candidate in candidates]
-        for candidate, one, measurement in zip(candidates, made, measurements, strict=True):
-            self._seen.add(candidate.key)
-            if measurement.ok:
-                record = ms.database.TuningRecord(
-                    one.sch.trace, self._entry, list(measurement.latencies_s), self._target, one.args_info
-                )
-                self._database.commit_tuning_record(record)
-        if self._guide is not None:
-            self._guide.learn(self._workload, made, measurements)
+    def _sample(self, count: int) -> list[Schedule]:
+        from tvm.s_tir.meta_schedule import _ffi_api
 
-    def _made(self, candidate: Candidate) -> ms.MeasureCandidate:
-        from tvm.s_tir import meta_schedule as ms
+        return list(_ffi_api.SearchStrategyEvolutionarySearchSampleInitPopulation(self._strategy, count))
 
-        module = module_of(self._workload)
-        arguments = ms.arg_info.ArgInfo.from_entry_func(module, remove_preproc=True)
-        return ms.MeasureCandidate(schedule_of(self._workload, candidate), arguments)
+    def _bred(self) -> Iterator[Schedule]:
+        """New schedules, most promising first, some at random between them."""
+        from tvm.s_tir.meta_schedule import _ffi_api
+
+        parents = self._sample(FRESH if self._pool else POPULATION)
+        if not self._pool and len(set(map(bytes, self._features(parents)))) < _TINY_SHARE * len(parents):
+            self._tiny = True
+            yield from parents
+            return
+        parents += [schedule for _, schedule in self._elite]
+        parents += self._ranked()[: POPULATION - len(parents)]
+        _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
+        ranked = self._ranked()
+        ranked = ranked[:POOL]
+        self._pool = {self._rows[schedule].tobytes(): schedule for schedule in ranked}
+        self._rows = {schedule: self._rows[schedule] for schedule in (*ranked, *(s for _, s in self._elite))}
+        for number in range(len(ranked)):
+            explore = number % EXPLORE == EXPLORE - 1
+            schedule = ranked.pop(int(self._rng.integers(len(ranked))) if explore else 0)
+            row = self._rows[schedule].tobytes()
+            self._spent.add(row)
+            del self._pool[row]
+            yield schedule
+
+    def _ranked(self) -> list[Schedule]:
+        """The pool, best score first."""
+        schedules = list(self._pool.values())
+        return [schedules[i] for i in np.argsort(-self._scores(schedules))] if schedules else []
+
+    def _breeding_weights(self, schedules: list[Schedule]) -> FloatArray:
+        """What TVM asks of each generation; all that is new in it goes to the pool."""
+        for schedule, row in zip(schedules, self._features(schedules), strict=True):
+            key = row.tobytes()
+            if key not in self._spent and not np.isnan(row[0]):
+                self._pool.setdefault(key, schedule)
+        ranks = np.argsort(np.argsort(self._scores(schedules)))
+        weights: FloatArray = ((ranks + 1) / len(ranks)) ** PRESSURE
+        return weights
+
+    def _scores(self, schedules: list[Schedule]) -> FloatArray:
+        rows = self._features(schedules)
+        scores = self._model.score(rows) if self._model is not None else np.zeros(len(rows))
+        return np.where(np.isnan(rows[:, 0]), -np.inf, scores)
+
+    def _features(self, schedules: list[Schedule]) -> Rows:
+        new = [schedule for schedule in dict.fromkeys(schedules) if schedule not in self._rows]
+        self._rows.update(zip(new, self._describe(new, [self._workload] * len(new)), strict=True))
+        return np.stack([self._rows[schedule] for schedule in schedules])
 
 
-def _cost_model(guide: Guide, workload: Workload) -> ms.CostModel:
+def _cost_model(weights: Callable[[list[Schedule]], FloatArray]) -> ms.CostModel:
     from tvm.ir.utils import derived_object
     from tvm.s_tir.meta_schedule.cost_model import PyCostModel
 
     @derived_object
-    class Guided(PyCostModel):  # type: ignore[misc]
+    class Weighing(PyCostModel):  # type: ignore[misc]
         def load(self, path: str) -> None:
-            """Nothing to load: what the guide learned follows from the log."""
+            """Nothing to load: what the model learned follows from the log."""
 
         def save(self, path: str) -> None:
             """Nothing to save."""
 
         def update(self, context: Any, candidates: Any, results: Any) -> None:
-            """Never called: the session tells the guide itself."""
+            """Never called: the search tells the model itself."""
 
         def predict(self, context: Any, candidates: Any) -> FloatArray:
-            return np.ascontiguousarray(guide.score(workload, list(candidates)), dtype=np.float64)
+            return weights([candidate.sch for candidate in candidates])
 
-    return Guided()
+    return Weighing()
