@@ -1,0 +1,110 @@
+"""The main job with real parts: real logs, a real ONNX graph, the real compiler, schedules run on this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorien.cli.workloads import read_workloads
+from lorien.deliver import Source, deliver
+from lorien.dialects import resolve_target
+from lorien.errors import UnknownTarget
+from lorien.models import load_ranker
+
+BIN = Path(sys.executable).parent
+SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2"
+
+
+def result(*arguments: str | Path, program: str = "lorien") -> dict[str, Any]:
+    done = subprocess.run([BIN / program, *map(str, arguments), "--json"], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs of one small real network, its features, and a model of them."""
+    folder = tmp_path_factory.mktemp("job")
+    result("ingest", SAMPLE / "bvlc_alexnet", "--dialect", "metaschedule", "--logs", folder / "logs")
+    result("featurize", folder / "logs", "-o", folder / "features")
+    result(folder / "features", "-o", folder / "models", "--time-limit", "15", program="lorien-train")
+    conv_model(folder / "net.onnx")
+    result("extract", folder / "net.onnx", "--match", "conv2d", "-o", folder / "workloads.jsonl")
+    return folder
+
+
+def conv_model(path: Path) -> None:
+    """A convolution with bias and ReLU, as exporters write it."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def value(name: str, shape: list[int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    weight = numpy_helper.from_array(np.ones((32, 16, 3, 3), np.float32), "w")
+    bias = numpy_helper.from_array(np.ones(32, np.float32), "b")
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [value("x", [1, 16, 28, 28])], [value("y", [1, 32, 28, 28])], [weight, bias]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(path))
+
+
+def test_an_unseen_workload_gets_a_verified_schedule_and_then_a_database_hit(job: Path, tmp_path: Path) -> None:
+    rank = ["rank", job / "workloads.jsonl", "--models", job / "models", "--top-k", "4", "--search-s", "6"]
+    rank += ["--verify", "--db", f"sqlite:///{tmp_path / 's.db'}"]
+    (answer,) = result(*rank)["workloads"]
+    assert answer["source"] == "ranked"
+    assert answer["candidates"] >= 4
+    assert len(answer["top_k"]) == 4
+    scores = [trial["score"] for trial in answer["top_k"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    latencies = [trial["latency_s"] for trial in answer["top_k"] if trial["latency_s"]]
+    assert answer["best_latency_s"] == min(latencies)
+    assert answer["rank1_latency_s"] == answer["top_k"][0]["latency_s"]
+    assert answer["best_latency_s"] < answer["default_latency_s"]
+
+    (hit,) = result(*rank)["workloads"]
+    assert hit["source"] == "database"
+    assert hit["best_latency_s"] == answer["best_latency_s"]
+    assert hit["schedule"] == answer["schedule"]
+    assert hit["seconds"] < 1
+
+    (found,) = result("query", "--db", tmp_path / "s.db", "--target", "native")["records"]
+    assert found["latency_s"] == answer["best_latency_s"]
+
+
+def test_ranked_without_a_device(job: Path) -> None:
+    (answer,) = result("rank", job / "workloads.jsonl", "--models", job / "models", "--search-s", "3")["workloads"]
+    assert (answer["source"], answer["note"]) == ("ranked", "not verified")
+    assert answer["best_latency_s"] is None
+    assert answer["top_k"][0]["error"] is None
+
+
+def test_the_default_where_there_is_no_model(job: Path) -> None:
+    (workload,) = read_workloads(job / "workloads.jsonl")
+    target = resolve_target("native")
+    answer = deliver(workload, target, verify=False)
+    assert (answer.source, answer.candidate.schedule) == (Source.DEFAULT, None)
+    assert "no model" in answer.note
+
+
+def test_a_model_of_another_family_is_refused_and_the_answer_is_the_default(job: Path) -> None:
+    (workload,) = read_workloads(job / "workloads.jsonl")
+    target = resolve_target("cuda -arch=sm_86")
+    with pytest.raises(UnknownTarget, match="lorien-train"):
+        load_ranker(str(job / "models"), target)
+    answer = deliver(workload, target, models=str(job / "models"), verify=False)
+    assert answer.source is Source.DEFAULT
