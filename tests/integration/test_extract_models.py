@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 
 from lorien.cli.app import app
 from lorien.dialects.metaschedule.extract import extract_workloads
+from lorien.dialects.metaschedule.frontends import load_model
 from lorien.dialects.metaschedule.mutate import recognize
 from lorien.dialects.metaschedule.onnx_shapes import fold_shapes
+from lorien.errors import BadInput
 from lorien.records import Workload
 from lorien.target import Target
 
@@ -183,6 +185,27 @@ def test_mutated_workloads_are_those_of_the_model_at_the_other_size(name: str, t
         assert workload.key not in wanted
         wanted -= made
     assert not wanted
+
+
+def test_operators_that_tvm_lacks_are_named_and_the_rest_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A recurrent recognizer, as OCR networks are exported: TVM's front end has no LSTM."""
+    g = Graph()
+    x = g.op("Relu", g.conv("image", 16, 3))
+    x = g.op("Reshape", x, g.op("Concat", g.size(x, 0), g.constant([-1]), g.size(x, 3), axis=0))
+    x = g.op("Transpose", x, perm=[2, 0, 1])
+    x = g.op("LSTM", x, g.weight(1, 96, 16 * 8), g.weight(1, 96, 24), hidden_size=24)
+    x = g.op("Reshape", x, g.op("Concat", g.size(x, 0), g.size(x, 2), g.constant([24]), axis=0))
+    path = tmp_path / "ocr.onnx"
+    onnx.save(g.model(("batch", 3, 8, "width"), g.op("MatMul", x, g.weight(24, 37)), 3), str(path))
+    workloads = extract_workloads(path, TARGET, {"image": (2, 3, 8, 32)})
+    assert "ocr.onnx: TVM has no conversion for the ONNX operators LSTM; left out" in caplog.text
+    axes = {w.name: recognize(w).axes for w in workloads if "conv" in w.name or "matmul" in w.name}
+    assert [sizes["batch"] for name, sizes in axes.items() if "conv" in name] == [2]
+    assert [(sizes["batch"], sizes["length"]) for name, sizes in axes.items() if "matmul" in name] == [(32, 2)]
+    with pytest.raises(BadInput, match=r"no conversion for the ONNX operators LSTM\. Fix"):
+        load_model(path, {"image": (2, 3, 8, 32)})
 
 
 def invoke(*arguments: str | Path) -> Any:

@@ -23,6 +23,8 @@ def extract_workloads(
 ) -> list[Workload]:
     """Distinct workloads of a model, in the order MetaSchedule finds them.
 
+    ONNX operators that TVM's front end lacks are warned of by name; the workloads of the others are kept.
+
     Parameters
     ----------
     model : Path
@@ -40,7 +42,7 @@ def extract_workloads(
     from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
     device = tvm_target(target)
-    module = load_model(model, shapes, allow_code=allow_code)
+    module = load_model(model, shapes, allow_code=allow_code, cut=True)
     try:
         lowered = lower(module, target)
     except Exception as error:  # legalizing calls operator code that checks its arguments as it likes

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorien.dialects.metaschedule.onnx_shapes import fold_shapes
+from lorien.dialects.metaschedule.onnx_shapes import cut_operators, fold_shapes
 from lorien.dialects.metaschedule.workload import BUILD, require_tvm
 from lorien.errors import BadInput, MissingExtra
 
@@ -32,7 +32,9 @@ RUNS_CODE = {".pt2": "torch.export.load unpickles parts of it", ".py": "it is ru
 """Formats whose loading executes what the file holds, and how."""
 
 
-def load_model(model: Path, shapes: Shapes | None = None, *, allow_code: bool = False) -> tvm.IRModule:
+def load_model(
+    model: Path, shapes: Shapes | None = None, *, allow_code: bool = False, cut: bool = False
+) -> tvm.IRModule:
     """A model file as a Relax module with static inputs, not yet lowered.
 
     Parameters
@@ -43,6 +45,9 @@ def load_model(model: Path, shapes: Shapes | None = None, *, allow_code: bool = 
         Static shapes by input name, needed for the inputs the model leaves open. A name that is no input is warned of.
     allow_code : bool
         Also load the formats in ``RUNS_CODE``.
+    cut : bool
+        Leave out of an ONNX model the operators that TVM's front end lacks, with a warning that names them. What is
+        left holds the model's other kernels, and is no model to run.
 
     Raises
     ------
@@ -64,12 +69,12 @@ def load_model(model: Path, shapes: Shapes | None = None, *, allow_code: bool = 
             "Fix: give --allow-code if you trust who made it, else export the model to ONNX"
         )
     if model.suffix == ".onnx":
-        return _from_onnx(model, shapes or {})
+        return _from_onnx(model, shapes or {}, cut)
     read = {".pt2": _read_exported_program, ".json": _read_json, ".py": _read_python}[model.suffix]
     return _bind_shapes(model, read(model), shapes or {})
 
 
-def _from_onnx(model: Path, shapes: Shapes) -> tvm.IRModule:
+def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
     proto = _read_onnx(model)
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
@@ -84,17 +89,31 @@ def _from_onnx(model: Path, shapes: Shapes) -> tvm.IRModule:
         },
         shapes,
     )
-    shapes = {name: shape for name, shape in shapes.items() if name in inputs}
+    folded = fold_shapes(proto, {name: shape for name, shape in shapes.items() if name in inputs})
 
+    from tvm.error import OpNotImplemented
+
+    try:
+        return _convert_onnx(model, folded)
+    except OpNotImplemented as error:
+        lacking = sorted(name.strip() for name in str(error).rpartition(":")[2].split(","))
+        rest = cut_operators(folded, lacking) if cut else None
+        if rest is None:
+            raise BadInput(_unsupported(model, "ONNX operators", ", ".join(lacking))) from None
+    logger.warning("%s: TVM has no conversion for the ONNX operators %s; left out", model, ", ".join(lacking))
+    return _convert_onnx(model, rest)
+
+
+def _convert_onnx(model: Path, proto: Any) -> tvm.IRModule:
     from tvm.error import OpNotImplemented
     from tvm.relax.frontend.onnx import from_onnx
 
     said = io.StringIO()  # the front end prints the operator it fails on instead of raising it
     try:
         with contextlib.redirect_stdout(said), _warnings_to_log():
-            return from_onnx(fold_shapes(proto, shapes))
-    except OpNotImplemented as error:
-        raise BadInput(_unsupported(model, "ONNX operators", str(error).rpartition(":")[2])) from None
+            return from_onnx(proto)
+    except OpNotImplemented:
+        raise
     except Exception as error:  # a converter may raise anything on a graph it did not expect
         hint = said.getvalue().partition(", with inputs")[0].replace("Error converting", "").strip()
         raise BadInput(

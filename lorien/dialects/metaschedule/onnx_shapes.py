@@ -1,4 +1,4 @@
-"""Fold what an ONNX graph computes of its own shapes (Shape, Gather, Concat feeding Reshape or Resize) into constants.
+"""ONNX graphs made ready for TVM: shapes computed in the graph become constants, operators it lacks are cut out.
 
 TVM's front end wants these sizes as constants. Simplifiers give them, and rewrite the operators as well (onnxslim makes
 Gemm of MatMul and Add): the workloads would not be those of the model. Here operators stay as they are.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,42 @@ def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     return folded
 
 
+def cut_operators(model: Any, lacking: Collection[str]) -> Any:
+    """A model without the operators named: what they gave becomes inputs, what they took becomes outputs.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Static, from ``fold_shapes``.
+    lacking : collection of str
+        Types of operators.
+
+    Returns
+    -------
+    onnx.ModelProto or None
+        A copy; None when nothing is left, or what an operator gives has no shape that ONNX can infer.
+    """
+    import onnx
+
+    walk = _Walk(model)
+    walk.run()
+    kept = [node for node in model.graph.node if node.op_type not in lacking]
+    made = {name for node in kept for name in node.output}
+    read = {name for node in kept for name in _reads(node)}
+    cut = [node for node in model.graph.node if node.op_type in lacking]
+    inputs = sorted(read & {name for node in cut for name in node.output if name})
+    outputs = sorted(made & ({name for node in cut for name in node.input} | {o.name for o in model.graph.output}))
+    if not outputs or any(walk.shape(name) is None for name in inputs):
+        return None
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    del rest.graph.node[:], rest.graph.output[:]
+    rest.graph.node.extend(kept)
+    rest.graph.input.extend(onnx.ValueInfoProto(name=name, type=walk.types[name]) for name in inputs)
+    rest.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return rest
+
+
 class _Walk:
     """One pass over the nodes in order, with the type of every value and the constants among them."""
 
@@ -68,13 +104,13 @@ class _Walk:
 
         self._model = model
         self._versions = {opset.domain: opset.version for opset in model.opset_import}
-        self._types: dict[str, Any] = {value.name: value.type for value in model.graph.input}
+        self.types: dict[str, Any] = {value.name: value.type for value in model.graph.input}
         self._constants: dict[str, _Array] = {}
         self.made: dict[str, _Array] = {}
         """Constants that are outputs of nodes now left out."""
         self._pending = deque(model.graph.node)
         for tensor in model.graph.initializer:
-            self._types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            self.types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
             if np.prod(tensor.dims) <= MAX_ELEMENTS:
                 self._constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
 
@@ -112,13 +148,13 @@ class _Walk:
         import onnx
 
         # A branch reads values of the graph around it, any other node its inputs only.
-        names = self._types if node.op_type in _WITH_BRANCHES else node.input
+        names = self.types if node.op_type in _WITH_BRANCHES else node.input
         try:
-            self._types.update(
+            self.types.update(
                 onnx.shape_inference.infer_node_outputs(
                     onnx.defs.get_schema(node.op_type, self._versions[node.domain], node.domain),
                     node,
-                    {name: self._types[name] for name in names if name},
+                    {name: self.types[name] for name in names if name},
                     {
                         n: onnx.numpy_helper.from_array(self._constants[n], n)
                         for n in node.input
@@ -135,14 +171,14 @@ class _Walk:
         if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_CONSTANT or node.op_type in _WITH_BRANCHES:
             return None
         if node.op_type in ("Shape", "Size"):
-            shape = self._static(node.input[0])
+            shape = self.shape(node.input[0])
             if shape is None:
                 return None
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
             part = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
             value = part if node.op_type == "Shape" else np.prod(shape)
             return {node.output[0]: np.asarray(value, dtype=np.int64)}
-        sizes = [self._static(name) for name in node.output if name]
+        sizes = [self.shape(name) for name in node.output if name]
         if any(size is None or np.prod(size) > MAX_ELEMENTS for size in sizes):
             return None
         if any(name and name not in self._constants for name in node.input):
@@ -157,8 +193,8 @@ class _Walk:
         graph = onnx.helper.make_graph(
             [node],
             "node",
-            [onnx.ValueInfoProto(name=name, type=self._types[name]) for name in inputs],
-            [onnx.ValueInfoProto(name=name, type=self._types[name]) for name in node.output if name],
+            [onnx.ValueInfoProto(name=name, type=self.types[name]) for name in inputs],
+            [onnx.ValueInfoProto(name=name, type=self.types[name]) for name in node.output if name],
         )
         single = onnx.helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
@@ -173,8 +209,9 @@ class _Walk:
             return None  # a sequence or an optional
         return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
-    def _static(self, name: str) -> tuple[int, ...] | None:
-        tensor = self._types[name].tensor_type if name in self._types else None
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a value; None where any of it is open."""
+        tensor = self.types[name].tensor_type if name in self.types else None
         if tensor is None or not tensor.HasField("shape"):
             return None
         dims = tensor.shape.dim
