@@ -18,7 +18,7 @@ from lorien.dialects.metaschedule.extract import lower
 from lorien.dialects.metaschedule.mutate import recognize
 from lorien.dialects.metaschedule.workload import module_of, workload_of
 from lorien.errors import BadInput, UnsupportedOperation
-from lorien.mutate import load_rules, mutate
+from lorien.mutate import Axes, load_rules, mutate
 from lorien.records import Workload
 from lorien.target import Target
 
@@ -313,6 +313,13 @@ def test_mutate_drops_what_is_no_operator_and_folds_duplicates(tmp_path: Path) -
     assert Workload.from_json(made.to_json()) == made
     module_of(made)
     assert len({workload.key for workload in given + report.workloads}) == len(given) + len(report.workloads)
+
+
+def test_the_rules_in_the_documentation_are_rules(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/workloads.md").read_text()
+    rules = load_rules(write(tmp_path, text.partition("```yaml\n")[2].partition("```")[0]))
+    axes: Axes = {"batch": 1, "in_channels": 8, "out_channels": 16, "height": 7, "width": 7, "dtype": "float32"}
+    assert [len(list(rule.choices(axes))) for rule in rules] == [12, 2, 1]
 
 
 @pytest.mark.parametrize(
