@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lorien.errors import BadInput, SchemaMismatch, UnknownTarget, UnsupportedOperation
+from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, UnknownTarget, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.models.calibration import Calibration
 from lorien.models.metrics import FloatArray
@@ -175,7 +175,15 @@ def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dial
         raise UnknownTarget(wanted.key, [key for _, key in trained])
     if stored.model.target != wanted.key:
         logger.warning("no model for %s: ranking with that of %s, of the same family", wanted.key, stored.model.target)
-    return Ranker(stored, wanted)
+    while True:
+        try:
+            return Ranker(stored, wanted)
+        except ChecksumMismatch:
+            # Its files may have been replaced since its description was read: then there is another to read.
+            newer = store.read(stored.model.dialect, stored.model.target)
+            if newer is None or newer.folder == stored.folder:
+                raise
+            stored = newer
 
 
 def _nearest(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import lorien
-from lorien.errors import LorienError
+from lorien.errors import BadInput, LorienError
 from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.files import sha256_of
 from lorien.models.calibration import calibrate
@@ -112,7 +112,8 @@ def train(
     Raises
     ------
     BadInput
-        No tables, no such network, or too few workloads to hold any out.
+        No tables; or no target could be trained, for want of the network or of workloads. Where only some targets
+        cannot, a warning is logged and the others are trained.
     SchemaMismatch
         A table is damaged or of another feature set than its neighbours.
     MissingExtra
@@ -123,14 +124,21 @@ def train(
     store = open_models(out)
     groups = group_tables(features, dialect=dialect, target=Target.parse(target).key if target else None)
     keys = [group.target for group in groups]
-    reports = {}
+    reports: dict[str, TrainReport] = {}
+    refused: list[BadInput] = []
     for index, group in enumerate(groups):
         if progress is not None:
             progress(index, len(groups), group.target)
         tables = {path.relative_to(features).as_posix(): sha256_of(path) for path in group.paths}
         stored = store.read(group.dialect, group.target) if reuse else None
         if stored is None or not _is_current(stored.model, group, options, tables):
-            stored = _train_one(group, options, tables, store)
+            try:
+                stored = _train_one(group, options, tables, store)
+            except BadInput as error:
+                # One target too small, or without the network held out, does not cost the others their models.
+                logger.warning("%s %s: no model: %s", group.dialect, group.target, error)
+                refused.append(error)
+                continue
         name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
         model = stored.model
         reports[name] = TrainReport(
@@ -138,6 +146,8 @@ def train(
         )
     if progress is not None:
         progress(len(groups), len(groups), "")
+    if not reports:
+        raise refused[0]
     return reports
 
 

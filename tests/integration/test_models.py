@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,9 @@ from lorien.featurize.schema import Column, FeatureSet
 from lorien.models import load_ranker
 from lorien.models.data import group_tables, read_features, read_rows
 from lorien.models.evaluate import evaluate
+from lorien.models.lower import lower
 from lorien.models.sampling import row_weights, sample_rows
+from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
 from lorien.models.train import train
 from lorien.target import Target
@@ -216,6 +220,48 @@ def test_a_second_training_with_reuse_keeps_the_model_until_a_table_changes(trai
     assert len([path for path in about.parent.iterdir() if path.is_dir()]) == 1
 
 
+@pytest.mark.parametrize("family", ["lightgbm", "xgboost", "catboost"])
+@pytest.mark.parametrize("missing", [True, False], ids=["nan seen", "nan new"])
+def test_lowered_trees_say_what_their_booster_says(family, missing):
+    rng = np.random.default_rng(0)
+    train_on, asked = rng.normal(size=(2, 800, 6)).astype(np.float32)
+    # Equal values sit right on the cuts; infinities, zeros and NaN are what extractors produce at the edges.
+    train_on[:, 1], asked[:, 1] = train_on[:, 1].round(), asked[:, 1].round()
+    train_on[:, 2] = 3.0
+    label = np.abs(train_on[:, 0]) + train_on[:, 1] * train_on[:, 3]
+    asked[rng.random(asked.shape) < 0.2] = np.nan
+    asked[:4] = np.array([0, np.inf, -np.inf, np.nan], dtype=np.float32)[:, None]
+    if missing:
+        train_on[rng.random(train_on.shape) < 0.2] = np.nan
+    booster = fit_booster(family, train_on, label)
+    trees = TreeEnsemble(lower([(0.25, booster), (0.75, booster)], 6))
+    for matrix in (train_on, asked):
+        np.testing.assert_allclose(trees(matrix), booster.predict(matrix), atol=1e-5)
+
+
+def fit_booster(family, matrix, label):
+    pytest.importorskip(family)
+    if family == "lightgbm":
+        import lightgbm
+
+        data = lightgbm.Dataset(matrix, label, feature_name=[f"f{i}" for i in range(6)])
+        return lightgbm.train({"verbose": -1, "num_threads": 1}, data, 30)
+    if family == "xgboost":
+        import xgboost
+
+        return xgboost.XGBRegressor(n_estimators=30, n_jobs=1).fit(matrix, label)
+    import catboost
+
+    settings = {"iterations": 30, "verbose": False, "thread_count": 1, "allow_writing_files": False}
+    return catboost.CatBoostRegressor(**settings).fit(matrix, label)
+
+
+def test_what_is_no_model_is_refused():
+    for text in (b"", b"\x00\xff" * 50, b"tree\nversion=v4\n"):
+        with pytest.raises(SchemaMismatch, match="not a LightGBM model"):
+            TreeEnsemble(text)
+
+
 def test_another_target_of_the_family_answers_with_a_warning(trained, caplog):
     with caplog.at_level(logging.WARNING):
         ranker = load_ranker(trained[0], SISTER)
@@ -232,6 +278,39 @@ def test_an_empty_store_and_an_unknown_scheme_are_told_apart(tmp_path):
         load_ranker("s3://bucket/models", TARGET)
     with pytest.raises(UnknownTarget, match="trained: none"):
         load_ranker(f"file://{tmp_path}", TARGET)
+
+
+def test_a_target_that_cannot_be_trained_does_not_cost_the_others_theirs(tmp_path, caplog):
+    tables = write_tables(tmp_path / "features", rows=10)
+    write_table(tables / "dialect=toy" / f"target={SISTER.key}" / "one.parquet", "vgg", [1], target=SISTER)
+    reports = train(tables, tmp_path / "models", time_limit_s=60)
+    assert list(reports) == [TARGET.key]
+    assert SISTER.key in caplog.text
+
+
+def test_a_reader_never_sees_half_of_a_model_that_is_being_replaced(copy, tmp_path):
+    store = open_models(copy)
+    stored = store.read("toy", TARGET.key)
+    text = stored.read(SCORER_FILE)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SCORER_FILE).write_bytes(text + name.encode())
+    stop = threading.Event()
+
+    def publish():
+        for index in itertools.cycle(("one", "two")):
+            if stop.is_set():
+                return
+            store.publish(stored.model, tmp_path / index)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        for _ in range(40):
+            load_ranker(copy, TARGET)
+    finally:
+        stop.set()
+        publisher.join()
 
 
 def test_a_changed_file_is_refused(copy):
