@@ -18,6 +18,7 @@ from lorien.featurize.schema import Column, FeatureSet
 from lorien.records import Candidate, Json, TuningRecord, Workload
 from lorien.target import Target
 
+# No absolute size: with flop and bytes a model remembers workloads, and ranks larger ones worse.
 _WORKLOAD_COLUMNS = {
     "n": ("log2", "batch"),
     "f": ("log2", "output channels"),
@@ -29,10 +30,6 @@ _WORKLOAD_COLUMNS = {
     "stride": ("", "stride in height"),
     "dilation": ("", "dilation in height"),
     "padding": ("", "padding, all four sides"),
-    "flop": ("log2 flop", "operations of the direct algorithm"),
-    "in_bytes": ("log2 B", "input"),
-    "weight_bytes": ("log2 B", "weight"),
-    "out_bytes": ("log2 B", "output"),
     "intensity": ("log2 flop/B", "operations per byte of input, weight and output"),
     "f_pow2": ("log2", "largest power of two that divides f"),
     "y_pow2": ("log2", "largest power of two that divides y"),
@@ -149,19 +146,29 @@ class AutoTvmExtractor:
             except (TypeError, ValueError):
                 problems[index] = "the schedule is not a list of [name, kind, value]"
         for indices in groups.values():
-            try:
-                self._fill(rows, indices, pairs)
-            except (TypeError, ValueError, OverflowError):
-                # One bad value spoils its group: find it.
-                for index in indices:
-                    try:
-                        self._fill(rows, [index], pairs)
-                    except (TypeError, ValueError, OverflowError) as error:
-                        problems[index] = f"bad knob value ({error})"
+            self._fill(rows, indices, pairs, problems)
         return rows, problems
 
-    def _fill(self, rows: Features, indices: list[int], pairs: Sequence[tuple[Workload, Json]]) -> None:
+    def _fill(
+        self,
+        rows: Features,
+        indices: list[int],
+        pairs: Sequence[tuple[Workload, Json]],
+        problems: dict[int, str],
+    ) -> None:
         """Write the rows of records that share their template and the names, kinds and lengths of their knobs."""
+        try:
+            self._compute(rows, indices, pairs)
+        except (TypeError, ValueError, OverflowError) as error:
+            if len(indices) == 1:
+                problems[indices[0]] = f"bad knob value ({error})"
+                return
+            # One bad value spoils its group: halve it until that is alone.
+            middle = len(indices) // 2
+            self._fill(rows, indices[:middle], pairs, problems)
+            self._fill(rows, indices[middle:], pairs, problems)
+
+    def _compute(self, rows: Features, indices: list[int], pairs: Sequence[tuple[Workload, Json]]) -> None:
         workload, schedule = pairs[indices[0]]
         known = [self._operator(pairs[index][0]) for index in indices]
         knobs = {

@@ -225,26 +225,20 @@ class Nest:
 
     def _workload(self) -> dict[str, Array]:
         op = self._op
-        sizes = self._sizes
-        found = {f"w_{axis}": np.log2(op[axis]) for axis in ("n", "f", "y", "x", "c", "flop")}
+        found = {f"w_{axis}": np.log2(op[axis]) for axis in ("n", "f", "y", "x", "c")}
         found.update({f"w_{name}": op[name] for name in ("ry", "rx", "stride", "dilation", "padding")})
         found.update({f"w_{axis}_pow2": _pow2(op[axis]) for axis in ("f", "y", "x", "c")})
-        found.update({f"w_{name}_bytes": np.log2(size) for name, size in sizes.items()})
-        found["w_intensity"] = np.log2(op["flop"] / sum(sizes.values()))
+        found["w_intensity"] = np.log2(op["flop"] / self._bytes)
         return found
 
     @cached_property
-    def _sizes(self) -> dict[str, Array]:
-        """Bytes of input, weight and output."""
+    def _bytes(self) -> Array:
+        """Bytes of input, weight and output together."""
         op = self._op
         pixels = op["y"] if self._kind == "gemm" else op["groups"] * op["height"] * op["width"]
-        batch = op["n"] if self._kind == "gemm" else self._ones
-        sizes = {
-            "in": op["n"] * op["c"] * pixels,
-            "weight": batch * op["f"] * op["c"] * op["ry"] * op["rx"],
-            "out": op["n"] * op["f"] * op["y"] * op["x"],
-        }
-        return {name: op["dtype_bytes"] * size for name, size in sizes.items()}
+        copies = op["n"] if self._kind == "gemm" else self._ones
+        elements = op["n"] * op["c"] * pixels + op["n"] * op["f"] * op["y"] * op["x"]
+        return op["dtype_bytes"] * (elements + copies * op["f"] * op["c"] * op["ry"] * op["rx"])
 
     def _tiles(self) -> dict[str, Array]:
         """What one tile of the output, and one chunk of its reduction, touch and reuse."""
@@ -272,8 +266,8 @@ class Nest:
             steps = steps * op["c"]
         blocks = self._product(self._outer(axis) for axis in OUTPUT_AXES)
         loads = size * (in_tile + weight_tile)
-        levels = 3 if self._gpu else 1  # what a thread keeps in registers: virtual threads too, not the threads
-        held = {axis: self._product(self._inner(axis, level) for level in range(0, levels, 2)) for axis in OUTPUT_AXES}
+        # A thread keeps in registers what its virtual threads (level 2) compute too.
+        held = {axis: self._inner(axis) * (self._inner(axis, 2) if self._gpu else 1.0) for axis in OUTPUT_AXES}
         rows, columns = held["f"], held["y"] * held["x"]
         return {
             "inner_tile": self._product(self._inner(axis) for axis in OUTPUT_AXES),
@@ -289,7 +283,7 @@ class Nest:
             "weight_full": size * weight_tile * steps,
             "tile_intensity": 2 * out * chunk / loads,
             "reg_reuse": rows * columns / (rows + columns),
-            "traffic": blocks * steps * loads / sum(self._sizes.values()),
+            "traffic": blocks * steps * loads / self._bytes,
             "waste": self._product(levels.prod(axis=1) / self._extent[axis] for axis, levels in self._levels.items()),
             "blocks": blocks,
             "c_over_f": self._inner("c") / self._inner("f"),
