@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 _tvm_logger = logging.getLogger(f"{__name__}.tvm")
 _tvm_logger.setLevel(logging.ERROR)
 
-POPULATION = 512
-GENERATIONS = 3
+POPULATION = 256
+GENERATIONS = 4
 PROBE = 32
 """Samples that tell how fast this machine is and how large the space."""
-PRESSURE = 3
+PRESSURE = 8
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
 _SMALLEST = 4
 """Probes that make up the smallest population worth evolving: it bounds the threads used."""
