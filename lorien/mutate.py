@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -45,8 +45,9 @@ _RECOGNIZERS = {"metaschedule": "lorien.dialects.metaschedule.mutate:recognize"}
 class Operator(Protocol):
     """A workload whose operator is understood well enough to be made again at other sizes."""
 
-    axes: Axes
-    """Those of ``AXES`` that it has, with their values in the workload."""
+    @property
+    def axes(self) -> Axes:
+        """Those of ``AXES`` that it has, with their values in the workload."""
 
     def at(self, axes: Axes, name: str) -> Workload:
         """The same operator with these values of all its axes, called once, in no network.
@@ -92,7 +93,7 @@ def load_rules(path: Path) -> list[Rule]:
         value = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}. Fix: give the path of a YAML file of rules") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or set(value) != {"version", "rules"} or not isinstance(value["rules"], list):
         raise BadInput(
@@ -112,15 +113,15 @@ def load_rules(path: Path) -> list[Rule]:
 
 
 def mutate(
-    workloads: Iterable[Workload], rules: Iterable[Rule], progress: Callable[[int], None] = lambda done: None
+    workloads: Sequence[Workload], rules: Sequence[Rule], progress: Callable[[int], None] = lambda done: None
 ) -> MutateReport:
     """Apply every rule to every workload it matches.
 
     Parameters
     ----------
-    workloads : iterable of Workload
+    workloads : sequence of Workload
         Where to start from; they are not among the new ones.
-    rules : iterable of Rule
+    rules : sequence of Rule
         Those of ``load_rules``.
     progress : callable
         Called with the number of workloads done.
@@ -130,11 +131,9 @@ def mutate(
     MutateReport
         New workloads, each once, in the order of the workloads and the rules.
     """
-    given = list(workloads)
-    rules = list(rules)
-    seen = {workload.key for workload in given}
+    seen = {workload.key for workload in workloads}
     report = MutateReport()
-    for done, workload in enumerate(given, 1):
+    for done, workload in enumerate(workloads, 1):
         matching = [rule for rule in rules if rule.match.search(workload.name)]
         if matching:
             try:

@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import tvm
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lorien.dialects.metaschedule.extract import extract_workloads
 from lorien.dialects.metaschedule.frontends import load_model
@@ -62,7 +63,7 @@ def write_python(path: Path, text: str = DENSE) -> Path:
         ("none.json", None, r"No such file"),
         ("model.pb", b"", r"no model format that can be read. Fix: give one of \*.onnx"),
         ("empty.onnx", b"", "holds no ONNX graph: it is empty or cut short"),
-        ("binary.onnx", b"\x00\xff\x17" * 99, "is not an ONNX model, or is cut short"),
+        ("binary.onnx", b"\x00\xff\x17" * 99, "is not an ONNX model, or not whole"),
         ("binary.json", b"\x00\xff\x17" * 99, "is no module that tvm .* reads"),
         ("text.json", b'{"nodes": []}', "is no module that tvm .* reads"),
         ("other.json", tvm.ir.save_json(tvm.ir.IRModule({})).encode(), "holds no Relax module with a function main"),
@@ -79,7 +80,27 @@ def test_files_that_are_no_model(tmp_path: Path, name: str, content: bytes | Non
 def test_an_onnx_file_cut_short(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "model.onnx")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(BadInput, match="cut short"):
+    with pytest.raises(BadInput, match="is not an ONNX model, or not whole"):
+        load_model(path)
+
+
+def test_a_graph_that_is_not_valid(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    model = onnx.load(str(path))
+    model.graph.node.append(onnx.NodeProto(op_type="Shape", output=["shape"]))
+    onnx.save(model, str(path))
+    with pytest.raises(BadInput, match=r"is not a valid ONNX graph: .*Fix: export it again"):
+        load_model(path)
+
+
+def test_onnx_weights_in_a_file_that_is_missing(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    model = onnx.load(str(path))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "x"))
+    onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    load_model(path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(BadInput, match=r"not whole: .*weights\.bin.*copy it with its data files"):
         load_model(path)
 
 
@@ -134,6 +155,7 @@ def test_relax_from_python_and_from_json(tmp_path: Path) -> None:
     [
         ("1 / 0", "does not run: ZeroDivisionError"),
         ("x = (", "does not run: SyntaxError"),
+        ("raise SystemExit(0)", "does not run: SystemExit 0"),
         ("x = 1", r"has 0 Relax modules with a function main \(none\)"),
         (DENSE + "\nOther = Module\n", r"has 2 Relax modules with a function main \(Module, Other\)"),
     ],

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+from tvm.script import tirx as T  # noqa: N812  # as TVMScript is written
 
 from lorien.dialects.metaschedule.extract import lower
 from lorien.dialects.metaschedule.mutate import recognize
@@ -40,6 +41,12 @@ def kernel_over(inputs: list[Any], build: Build, name: str = "kernel") -> Worklo
         builder.emit_func_output(result)
     (task,) = extract_tasks(lower(builder.get(), TARGET), tvm.target.Target("llvm"), params={})
     return workload_of(task.dispatched[0], name)
+
+
+@T.prim_func(s_tir=True)
+def without_blocks(x: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")):  # type: ignore[no-untyped-def]
+    for i in range(4):
+        y[i] = x[i] + T.float32(1)
 
 
 def conv(**options: Any) -> Build:
@@ -252,6 +259,8 @@ def test_kernels_that_are_not_understood() -> None:
     table = relax.Var("table", relax.TensorType((8, 4), "float32"))
     with pytest.raises(UnsupportedOperation, match="different dtypes"):
         recognize(kernel_over([indices, table], lambda b, x, w: relax.op.take(w, x, axis=0)))
+    with pytest.raises(UnsupportedOperation, match="its kernel has another form"):
+        recognize(workload_of(tvm.IRModule({"main": without_blocks}), "loop"))
     with pytest.raises(BadInput, match="holds no TVM module"):
         recognize(dataclasses.replace(kernel(conv(), (1, 8, 7, 7), (16, 8, 3, 3)), definition=None))
 
@@ -327,6 +336,8 @@ def test_the_rules_in_the_documentation_are_rules(tmp_path: Path) -> None:
     [
         ("version: 1\nrules: [", "is not YAML"),
         ("\x00\x01", "is not YAML"),
+        ("version: 2020-13-45", "is not YAML"),
+        ("[" * 9999, "is not YAML"),
         ("- 1", "is no file of rules"),
         ("version: 1", "is no file of rules"),
         ("version: 1\nrules: 3", "is no file of rules"),

@@ -78,18 +78,11 @@ def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
     proto = _read_onnx(model)
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
-    # A dimension is given by dim_value; a name (dim_param), nothing at all, or 0 leave it open.
-    _check_shapes(
-        model,
-        {
-            name: [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in tensor.shape.dim]
-            if tensor.HasField("shape")
-            else None
-            for name, tensor in inputs.items()
-        },
-        shapes,
-    )
-    folded = fold_shapes(proto, {name: shape for name, shape in shapes.items() if name in inputs})
+    _check_shapes(model, {name: _onnx_dims(tensor) for name, tensor in inputs.items()}, shapes)
+    try:
+        folded = fold_shapes(proto, {name: shape for name, shape in shapes.items() if name in inputs})
+    except Exception as error:  # onnx.load takes any graph, nodes without their inputs among them
+        raise BadInput(f"{model} is not a valid ONNX graph: {_reason(error)}. Fix: export it again") from error
 
     from tvm.error import OpNotImplemented
 
@@ -102,6 +95,13 @@ def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
             raise BadInput(_unsupported(model, "ONNX operators", ", ".join(lacking))) from None
     logger.warning("%s: TVM has no conversion for the ONNX operators %s; left out", model, ", ".join(lacking))
     return _convert_onnx(model, rest)
+
+
+def _onnx_dims(tensor: Any) -> list[int | str] | None:
+    # A dimension is given by dim_value; a name (dim_param), nothing at all, or 0 leave it open.
+    if not tensor.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in tensor.shape.dim]
 
 
 def _convert_onnx(model: Path, proto: Any) -> tvm.IRModule:
@@ -131,11 +131,10 @@ def _read_onnx(model: Path) -> Any:
 
     try:
         proto = onnx.load(str(model))
-    except OSError as error:  # weights in a file of their own, that is not there
-        raise BadInput(f"{model}: {error}. Fix: copy the files the model refers to beside it") from None
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise BadInput(
-            f"{model} is not an ONNX model, or is cut short ({error}). Fix: export it, or copy it, again"
+            f"{model} is not an ONNX model, or not whole: {error}. "
+            "Fix: export it, or copy it with its data files, again"
         ) from None
     if not proto.graph.node:
         raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: export it, or copy it, again")
@@ -186,7 +185,7 @@ def _read_json(model: Path) -> tvm.IRModule:
 def _read_python(model: Path) -> tvm.IRModule:
     try:
         names = runpy.run_path(str(model), run_name="lorien_model")
-    except Exception as error:  # the file's own
+    except (Exception, SystemExit) as error:  # the file's own
         raise BadInput(f"{model} does not run: {_reason(error)}. Fix: run it with python first") from error
     modules = {name: value for name, value in names.items() if _is_relax(value)}
     if len(modules) != 1:
@@ -256,7 +255,7 @@ def _unsupported(model: Path, kind: str, names: str) -> str:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__} {error}".strip().splitlines()[-1]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lorien.dialects.metaschedule.extract import lower
 from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
-from lorien.errors import BadInput, UnsupportedOperation
+from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.mutate import Axes
 from lorien.records import Workload
 from lorien.target import Target
@@ -77,7 +77,7 @@ class KernelOperator:
         except BadInput:
             raise
         except Exception as error:  # shape inference and legalization raise what they like
-            raise BadInput(f"TVM cannot make it: {str(error).strip().splitlines()[-1]}") from error
+            raise BadInput(f"TVM cannot make it: {_reason(error)}") from error
         if len(tasks) != 1:
             raise BadInput(f"TVM makes {len(tasks)} kernels of it")
         return workload_of(tasks[0].dispatched[0], name)
@@ -120,21 +120,30 @@ def recognize(workload: Workload) -> KernelOperator:
     UnsupportedOperation
         The kernel is not understood; the message says where.
     """
+    module = module_of(workload)
+    try:
+        return _read(module, workload)
+    except LorienError:
+        raise
+    except Exception as error:  # a kernel of any other make: without blocks, without inputs, with other statements
+        raise UnsupportedOperation(f"its kernel has another form: {_reason(error)}") from error
+
+
+def _read(module: tvm.IRModule, workload: Workload) -> KernelOperator:
     from tvm.s_tir import Schedule
 
-    module = module_of(workload)
     schedule = Schedule(module, debug_mask="none", error_render_level="none")
     blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
     *inputs, _ = module["main"].params
     if len({str(buffer.ty.dtype) for buffer in inputs}) > 1:
         raise UnsupportedOperation("its inputs have different dtypes")
-    dtype = str(inputs[0].ty.dtype)
     for anchor, rest in _anchors(blocks):
+        axes = {**anchor.axes, "dtype": str(inputs[0].ty.dtype)}
         steps = tuple(_step(block) for block in rest)
         for reading in dict.fromkeys((steps, _gelu(steps))):
-            operator = KernelOperator({**anchor.axes, "dtype": dtype}, tuple(inputs), anchor, reading)
+            operator = KernelOperator(axes, tuple(inputs), anchor, reading)
             try:
-                if operator.at(operator.axes, workload.name).key == workload.key:
+                if operator.at(axes, workload.name).key == workload.key:
                     return operator
             except BadInput:
                 continue
@@ -312,6 +321,10 @@ def _variable(buffer: Any, shape: Shape, dtype: str) -> Any:
     from tvm import relax
 
     return relax.Var(buffer.name, relax.TensorType(shape, dtype))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 def _shape(buffer: Any) -> Shape:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 MAX_ELEMENTS = 1024
 """Larger constants are data, not sizes: they stay with the nodes that make them."""
 
-_NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _WITH_BRANCHES = ("If", "Loop", "Scan")
 _Array = npt.NDArray[Any]
 
@@ -168,7 +168,7 @@ class _Walk:
             logger.debug("no shape for %s %s: %s", node.op_type, node.name, error)
 
     def _evaluate(self, node: Any) -> dict[str, _Array] | None:
-        if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_CONSTANT or node.op_type in _WITH_BRANCHES:
+        if node.domain not in ("", "ai.onnx") or node.op_type in (*_RANDOM, *_WITH_BRANCHES):
             return None
         if node.op_type in ("Shape", "Size"):
             shape = self.shape(node.input[0])
