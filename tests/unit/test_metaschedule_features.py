@@ -128,3 +128,9 @@ def test_a_schedule_is_described_as_its_candidate_is(convs: list[TuningRecord], 
     workload = convs[0].workload
     schedules = [schedule_of(workload, record.candidate) for record in convs]
     assert np.array_equal(Describer(convs[0].target, threads=2)(schedules, [workload] * len(schedules)), rows)
+
+
+def test_the_balance_is_that_of_whole_parallel_iterations(rows: Features) -> None:
+    for extent, balance in zip(column(rows, "main_parallel_extent"), column(rows, "parallel_balance"), strict=True):
+        iterations = max(1, round(2**extent - 1))
+        assert balance == pytest.approx(iterations / (iterations + iterations % 2))  # two cores

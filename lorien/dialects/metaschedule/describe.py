@@ -3,7 +3,7 @@
 TVM describes every buffer store of a lowered candidate by 164 numbers (``PerStoreFeature``, after Ansor's): arithmetic,
 loop annotations, and for up to five buffers the memory touched, its reuse and its strides. A candidate has one to a
 handful of stores. A row holds the store that does most of the arithmetic, and the sum over all of them. What lowering
-hides, the tile sizes by level, is read from the schedule's trace.
+hides, the tile sizes by level, is read from the schedule's trace. A unit of log2 means log2(1 + x) throughout.
 """
 
 from __future__ import annotations
@@ -70,10 +70,7 @@ _BUFFER = (
 
 
 def _store_columns() -> list[Feature | None]:
-    """The 164 numbers of one store in TVM's order (``per_store_feature.cc``); None for those it never fills.
-
-    "log2" is log2(1 + x) throughout.
-    """
+    """The 164 numbers of one store in TVM's order (``per_store_feature.cc``); None for those it never fills."""
     columns: list[Feature | None] = []
     for kind in ("float", "int"):
         for op in _ARITHMETIC:
@@ -231,7 +228,7 @@ class Describer:
         arithmetic = stores[:, _FLOAT_OPS].max(axis=1)
         # Most arithmetic first; between copies, the one with most iterations.
         main = stores[np.lexsort((stores[:, _INDEX["iterations"]], arithmetic))[-1]]
-        parallel = max(1.0, np.exp2(main[_INDEX["parallel_extent"]]) - 1)
+        parallel = max(1, round(np.exp2(main[_INDEX["parallel_extent"]]) - 1))
         balance = parallel / (math.ceil(parallel / self._cores) * self._cores)
         return np.concatenate((main[_KEPT], stores.sum(axis=0)[_KEPT], (len(stores), balance)))
 
