@@ -69,14 +69,15 @@ def is_binary(line: bytes) -> bool:
 
 
 def find_logs(path: Path, suffixes: tuple[str, ...], accepts: Callable[[bytes], bool]) -> Iterator[Path]:
-    """Files at or below ``path`` named with one of ``suffixes`` (or that and ``.gz``) that hold a line of the dialect.
+    """The file ``path``, or those below it named with one of ``suffixes`` (or that and ``.gz``), that are of a dialect.
 
     A file belongs to the dialect when ``accepts`` is true of one of its first lines: the very first may be damaged.
     The order is that of the sorted paths.
     """
     names = suffixes + tuple(f"{suffix}.gz" for suffix in suffixes)
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.name.endswith(names) and file.is_file() and any(map(accepts, head_lines(file))):
+    files = [file for file in sorted(path.rglob("*")) if file.name.endswith(names)] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file() and any(map(accepts, head_lines(file))):
             yield file
 
 

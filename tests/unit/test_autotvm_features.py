@@ -211,6 +211,14 @@ def test_a_log_and_its_candidates_have_the_same_rows(tmp_path: Path) -> None:
             np.testing.assert_array_equal(alone[0], row)
 
 
+def test_a_row_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    strange = [["TENSOR", [1, 64, "n", 56], "float32"], *CONV[1:]]
+    log = lines(tmp_path / "a.log", ("conv2d_nchw.cuda", CONV, GPU_CONV), ("conv2d_nchw.cuda", strange, GPU_CONV))
+    ((_, matrix),) = AutoTvmExtractor().extract_log(log, LogInfo(), ReadReport(), (0, 1), 10)
+    check(dict(zip(FEATURES.names, matrix[0], strict=True)), w_f=7, f_0=2, f_out=1)
+    check(dict(zip(FEATURES.names, matrix[1], strict=True)), w_f=math.nan, f_0=2, f_out=math.nan)
+
+
 def test_no_candidates_no_rows() -> None:
     rows = AutoTvmExtractor().extract(workload("conv2d_nchw.cuda", CONV), [], CUDA)
     assert rows.shape == (0, len(FEATURES.columns))

@@ -93,5 +93,5 @@ def test_finds_logs_by_name_and_content_in_a_stable_order(tmp_path: Path) -> Non
 
     found = [p.relative_to(tmp_path).as_posix() for p in find_logs(tmp_path, (".log", ".json"), mine)]
     assert found == ["a.json.gz", "b/1.log", "b/2.log", "late.log"]
-    assert list(find_logs(tmp_path / "b" / "1.log", (".log",), mine)) == [tmp_path / "b" / "1.log"]
+    assert list(find_logs(tmp_path / "c.txt", (".log",), mine)) == [tmp_path / "c.txt"]  # named by the user
     assert list(find_logs(tmp_path / "missing", (".log",), mine)) == []
