@@ -22,7 +22,7 @@ def parse_shapes(shapes: list[str]) -> dict[str, tuple[int, ...]]:
     """``name=1,3,224,224`` to a dictionary. Raises ``typer.BadParameter``."""
     parsed = {}
     for text in shapes:
-        match = re.fullmatch(r"([^=]+)=(\d+(?:,\d+)*)", text)
+        match = re.fullmatch(r"([^=]+)=([1-9]\d*(?:,[1-9]\d*)*)", text)
         if match is None:
             raise typer.BadParameter(f"{text!r} is not of the form name=1,3,224,224", param_hint="--shape")
         parsed[match[1]] = tuple(int(size) for size in match[2].split(","))

@@ -238,6 +238,9 @@ def test_commands(tmp_path: Path) -> None:
     assert "--shape image=N,3,N,N" in done.stderr
     assert not (tmp_path / "none.jsonl").exists()
 
+    for wrong in ("image", "image=", "image=1,0,64,96", "image=1,N", "=1"):
+        assert invoke("extract", models[0], "--shape", wrong, "-o", tmp_path / "none.jsonl").exit_code == 2
+
     rules = tmp_path / "rules.yaml"
     rules.write_text("version: 1\nrules:\n  - match: conv2d\n    batch: [1, 8]\n    channels: [x1, x0.5]\n")
     more = tmp_path / "more.jsonl"
