@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorien.errors import BadInput, SchemaMismatch
+from lorien.featurize.base import Features
 from lorien.featurize.schema import FeatureSet, read_about
 from lorien.featurize.table import tables
 from lorien.models.metrics import BoolArray, Candidates, FloatArray, IntArray
-
-Features = npt.NDArray[np.float32]
 
 BATCH_ROWS = 16384
 UNKNOWN = -1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lorien.errors import LorienError, MissingExtra
-from lorien.models.data import Features
+from lorien.featurize.base import Features
 from lorien.models.lower import lower
 from lorien.models.metrics import FloatArray, IntArray
 from lorien.models.presets import Preset
@@ -23,8 +23,8 @@ from lorien.models.presets import Preset
 logger = logging.getLogger(__name__)
 
 MEMORY_GB = 4.0
-# On fewer rows the threads of a booster spend their time waiting for one another.
-PARALLEL_ROWS = 10_000
+# On fewer rows the threads of a booster mostly wait for one another, and on a busy machine they wait long.
+PARALLEL_ROWS = 50_000
 _LIBRARIES = ("autogluon.tabular", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "numpy")
 
 
@@ -168,16 +168,17 @@ def _column_names(columns: int) -> list[str]:
 
 
 def _members(predictor: Any) -> Iterator[Member]:
+    from autogluon.core.models import WeightedEnsembleModel
+
     trainer = predictor._trainer
     best = trainer.load_model(predictor.model_best)
-    if hasattr(best, "base_model_names"):
+    shares = {predictor.model_best: 1.0}
+    if isinstance(best, WeightedEnsembleModel):
         (child,) = best.models
         shares = best.load_child(child)._get_model_weights()
-    else:
-        shares = {predictor.model_best: 1.0}
     for name, share in shares.items():
         bag = trainer.load_model(name)
-        # Children are named S1F1, S1F2...: fold i of the groups, in order of the fold numbers.
+        # The children S1F1, S1F2... were fitted without the first, second... fold.
         boosters = tuple(bag.load_child(child).model for child in bag.models)
         yield Member(name, float(share), boosters)
 

@@ -21,6 +21,11 @@ from lorien.errors import BadInput, MissingExtra, SchemaMismatch
 from lorien.models.calibration import Calibration
 from lorien.models.metrics import FloatArray
 
+# LightGBM takes each row through all trees: as many at a time as the cache holds is twice as fast as thousands.
+PASS_TREES = 256
+# On fewer rows a second thread saves milliseconds, and on a busy machine waiting for it costs tens.
+PARALLEL_ROWS = 2048
+
 _FLOAT32 = 0
 _RAW_SCORE = 1
 
@@ -43,7 +48,7 @@ class TreeEnsemble:
         status = self._library.LGBM_BoosterLoadModelFromString(text, ctypes.byref(trees), ctypes.byref(self._handle))
         if status:
             raise SchemaMismatch(f"not a LightGBM model: {self._error()}. Fix: lorien-train again")
-        self._parameters = f"verbosity=-1 num_threads={len(os.sched_getaffinity(0))}".encode()
+        self._cores = len(os.sched_getaffinity(0))
         self.trees = trees.value
         columns = ctypes.c_int()
         self._library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(columns))
@@ -55,8 +60,13 @@ class TreeEnsemble:
         if matrix.ndim != 2 or matrix.shape[1] != self.columns:
             raise BadInput(f"features of shape {matrix.shape} given to a model of {self.columns} columns")
         scores = np.zeros(len(matrix), dtype=np.float64)
-        if not len(matrix):
-            return scores
+        threads = self._cores if len(matrix) >= PARALLEL_ROWS else 1
+        for first in range(0, self.trees if len(matrix) else 0, PASS_TREES):
+            scores += self._pass(matrix, first, threads)
+        return scores
+
+    def _pass(self, matrix: npt.NDArray[np.float32], first: int, threads: int) -> FloatArray:
+        scores = np.empty(len(matrix), dtype=np.float64)
         written = ctypes.c_int64()
         status = self._library.LGBM_BoosterPredictForMat(
             self._handle,
@@ -66,9 +76,9 @@ class TreeEnsemble:
             ctypes.c_int32(matrix.shape[1]),
             ctypes.c_int(1),  # row major
             ctypes.c_int(_RAW_SCORE),
-            ctypes.c_int(0),  # from the first tree
-            ctypes.c_int(-1),  # to the last
-            self._parameters,
+            ctypes.c_int(first),
+            ctypes.c_int(PASS_TREES),
+            f"verbosity=-1 num_threads={threads}".encode(),
             ctypes.byref(written),
             scores.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
         )

@@ -14,10 +14,11 @@ import numpy as np
 
 import lorien
 from lorien.errors import BadInput, LorienError
+from lorien.featurize.base import Features
 from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.files import sha256_of
 from lorien.models.calibration import calibrate
-from lorien.models.data import Features, Rows, Tables, feature_batches, group_tables, read_features, read_rows
+from lorien.models.data import Rows, Tables, feature_batches, group_tables, read_features, read_rows
 from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
 from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_scores
 from lorien.models.presets import preset_named

@@ -27,8 +27,10 @@ from lorien.errors import (
 from lorien.featurize.schema import Column, FeatureSet
 from lorien.models import load_ranker
 from lorien.models.data import group_tables, read_features, read_rows
+from lorien.models.ensemble import fit_ensemble
 from lorien.models.evaluate import evaluate
 from lorien.models.lower import lower
+from lorien.models.presets import Preset
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
@@ -174,6 +176,24 @@ def test_the_published_autogluon_predictor_ranks_alike(trained, features):
     raw = ranker._scorer.trees(matrix)
     np.testing.assert_allclose(raw, expected, atol=1e-5)
     np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(ranker.score(matrix), kind="stable"))
+
+
+def test_a_fold_is_scored_by_the_boosters_that_never_saw_it(tmp_path):
+    """Against AutoGluon's own out-of-fold predictions, with boosters of several families."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(400, 6)).astype(np.float32)
+    label = np.abs(matrix[:, 0]) + 0.3 * rng.random(400)
+    fold = rng.integers(0, 3, 400)
+    few = {"GBM": {"num_boost_round": 60}, "XGB": {"n_estimators": 15}, "CAT": {"iterations": 40}}
+    preset = Preset(folds=3, max_rows=1000, time_limit_s=60, hyperparameters={k: [v] for k, v in few.items()})
+    ensemble = fit_ensemble(matrix, label, np.ones(400), fold, preset=preset, time_limit_s=60, folder=tmp_path / "fit")
+    assert len(ensemble.members) > 1
+    expected = ensemble.predictor._trainer.get_model_oof(ensemble.predictor.model_best)
+    unseen = np.empty(400)
+    for index in range(3):
+        unseen[fold == index] = TreeEnsemble(ensemble.lowered(index))(matrix[fold == index])
+    np.testing.assert_allclose(unseen, expected, atol=1e-5)
+    np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-5)
 
 
 def test_training_is_reproducible_prints_nothing_and_leaves_nothing_behind(trained, features, tmp_path):
