@@ -108,6 +108,7 @@ def stock(arguments: argparse.Namespace) -> None:
     started_s = time.perf_counter()
     folder = side(arguments, "stock")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     workloads = chosen_workloads(arguments)
     first: list[float] = []
     threading.Thread(target=watch, args=(folder / "database_tuning_record.json", started_s, first), daemon=True).start()
