@@ -1,10 +1,10 @@
 """Schedules for workloads nobody has tuned: how good, how fast, against what tuning found.
 
-    python benchmarks/zero_shot.py --data DATASETS
+    python benchmarks/zero_shot.py --data DATASETS [--network squeezenet]
 
-Trains on every MetaSchedule log but squeezenet's, asks for its six heaviest convolutions, cold, one `lorien rank
---verify` each, and compares with the best of the 64 trials in squeezenet's own logs: with the latency in the log, and
-with what the log's three fastest schedules do when they are built and run here, right after ours.
+Trains on every MetaSchedule log but the network's, asks for its six heaviest convolutions, cold, one `lorien rank
+--verify` each, and compares with the best of the up to 64 trials in the network's own log: with the latency in the log,
+and with what the log's three fastest schedules do when they are built and run here, right after ours.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ from harness import machine, markdown, run
 if TYPE_CHECKING:
     from lorien.target import Target
 
-NETWORK = "squeezenet"
 TOP_K = 8
 WORKLOADS = 6
 AGAIN = 3
 
 
-def onnx_model() -> Path:
-    """The real squeezenet graph that ships in the onnx package."""
+def onnx_model(network: str) -> Path:
+    """The network's real graph, which ships in the onnx package."""
     import onnx
 
-    return Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
+    return Path(onnx.__file__).parent / f"backend/test/data/light/light_{network}.onnx"
 
 
-def tuned(logs: Path, workload_key: str, target: Target) -> tuple[float | None, float | None]:
+def tuned(logs: Path, network: str, workload_key: str, target: Target) -> tuple[float | None, float | None]:
     """(lowest latency in the log, lowest when its three fastest schedules are built and run again here), in seconds."""
     from lorien.database import open_database
     from lorien.tune.measure import Measurer
 
     with open_database(f"sqlite:///{logs.parent / 'tuned.db'}") as database:
-        records = list(itertools.islice(database.query(workload=workload_key, network=NETWORK), AGAIN))
+        records = list(itertools.islice(database.query(workload=workload_key, network=network), AGAIN))
     with Measurer("metaschedule", target) as measurer:
         again = measurer.measure(records[0].workload, [record.candidate for record in records])
     return records[0].measurement.latency_s, min((m.latency_s for m in again if m.latency_s), default=None)
@@ -51,7 +50,10 @@ def main() -> None:
     """Train, ask, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    data: Path = parser.parse_args().data
+    parser.add_argument("--network", default="squeezenet")
+    arguments = parser.parse_args()
+    data: Path = arguments.data
+    network: str = arguments.network
 
     from lorien.cli.workloads import read_workloads
     from lorien.dialects import resolve_target
@@ -62,10 +64,10 @@ def main() -> None:
         logs, features, models = scratch / "logs", scratch / "features", scratch / "models"
         run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
         run("lorien", "featurize", logs, "-o", features)
-        run("lorien-train", features, "-o", models, "--holdout-network", NETWORK)
+        run("lorien-train", features, "-o", models, "--holdout-network", network)
         run("lorien", "commit", "--logs", logs, "--db", f"sqlite:///{scratch / 'tuned.db'}")
         run(
-            *("lorien", "extract", onnx_model(), "--target", "native", "--match", "conv2d"),
+            *("lorien", "extract", onnx_model(network), "--target", "native", "--match", "conv2d"),
             *("--heaviest", str(WORKLOADS), "-o", scratch / "all.jsonl"),
         )
         target = resolve_target("native")
@@ -74,7 +76,7 @@ def main() -> None:
             one.write_text(json.dumps(workload.to_json()) + "\n")
             done = run("lorien", "rank", one, "--models", models, "--verify", "--top-k", str(TOP_K))
             (answer,) = done.value["workloads"]
-            logged_s, again_s = tuned(logs, workload.key, target)
+            logged_s, again_s = tuned(logs, network, workload.key, target)
             best_s = answer["best_latency_s"]
             rows.append(
                 [
@@ -98,7 +100,7 @@ def main() -> None:
         return math.exp(sum(map(math.log, values)) / len(values))
 
     mean = ["geometric mean", *[None] * 5, geometric_mean(6), geometric_mean(7), geometric_mean(8)]
-    print(f"\n{machine()}\n\n{markdown(columns, [*rows, mean])}")
+    print(f"\n{network}, {machine()}\n\n{markdown(columns, [*rows, mean])}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ PROBE = 32
 """Samples that tell how fast this machine is and how large the space."""
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
-PRESSURE = 8
+PRESSURE = 3
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
 _SMALLEST = 4
 """Probes that make up the smallest population worth evolving: it bounds the threads used."""
@@ -46,7 +46,7 @@ _EXHAUSTED = 0.5
 """Of a round of samples, the share that must be new for the space to be worth more of them."""
 FAMILY = ("main_parallel_extent", "main_vectorize_inner", "trace_spatial_tile0", "trace_reduce_tile0")
 """Features in which a family of schedules is alike. Where the model is wrong of one, it is wrong of all."""
-PER_FAMILY = 4
+PER_FAMILY = 1
 """Schedules of a family that are taken before another family's best."""
 _SEEDS = 2**31 - 2
 _FAMILY = [i for i, feature in enumerate(FEATURES) if feature.name in FAMILY]
