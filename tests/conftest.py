@@ -1,12 +1,13 @@
-"""What many tests need: small AutoTVM logs."""
+"""What many tests need: small AutoTVM logs, and servers that speak AWS."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import servers
 
 AutoTvmLine = Callable[..., str]
 
@@ -49,3 +50,32 @@ def autotvm_log(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def aws_credentials() -> Iterator[None]:
+    """Credentials that the servers of these tests take, and none of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, "/dev/null")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def aws(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The endpoint of a server by its name in ``servers``; each is started once, when it is first asked for."""
+    running: dict[str, servers.Server] = {}
+
+    def endpoint(name: str) -> str:
+        if name not in running:
+            running[name] = getattr(servers, name)(tmp_path_factory.mktemp(name))
+        return running[name].url
+
+    yield endpoint
+    for server in running.values():
+        server.kill()
