@@ -108,9 +108,8 @@ def seaweedfs(folder: Path) -> Server:
     parts = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
     ports = [f"-{part}={free_port()}" for part in (*parts, "s3.port.grpc")]
     fixed = [f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"]
-    small = ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
     return Server(
-        lambda port: [program, "server", *fixed, *ports, *small, f"-s3.port={port}"],
+        lambda port: [program, "server", *fixed, *ports, f"-s3.port={port}"],
         log=folder / "weed.log",
         ready="/healthz",
     )

@@ -15,7 +15,7 @@ from lorien.logs import open_logs
 from lorien.logs.base import LogFile, LogStore, StoredLog
 from lorien.target import Target
 
-BACKENDS: dict[str, Callable[[Path], str]] = {"local": lambda folder: f"file://{folder}/logs"}
+BACKENDS = ("local", "moto", "seaweedfs")
 CUDA, LLVM = Target.parse("cuda -arch=sm_86"), Target.parse("llvm -mcpu=znver4")
 
 
@@ -44,9 +44,12 @@ def described(files: list[Path], network: str | None = "resnet50", target: Targe
     )
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=BACKENDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LogStore:
-    return open_logs(BACKENDS[request.param](tmp_path))
+    if request.param == "local":
+        return open_logs(f"file://{tmp_path}/logs")
+    s3_folder: Callable[[str], str] = request.getfixturevalue("s3_folder")
+    return open_logs(s3_folder(request.param))
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""Objects below a prefix in S3: the few operations that the stores there are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lorien.aws import MAX_CONNECTIONS, Service, code_of, explained
+from lorien.errors import ChecksumMismatch, StoreUnavailable
+from lorien.files import sha256_of
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Object(NamedTuple):
+    """A small object as it was read."""
+
+    content: bytes
+    etag: str
+
+
+class S3Folder:
+    """What is below ``s3://bucket/prefix?region=...&endpoint_url=...``; names are relative to it.
+
+    Safe across threads, forks and pickling. An object is seen whole or not at all.
+
+    All methods raise ``StoreUnavailable`` when S3 cannot be reached, or refuses; throttled requests are sent again.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._service = Service("s3", url)
+        self._prefix = f"{self._service.path}/" if self._service.path else ""
+        self.url = f"s3://{self._service.name}/{self._service.path}".rstrip("/")
+
+    def pages(self, below: str = "") -> Iterator[list[str]]:
+        """Names that begin with ``below``, sorted, as they come: at most 1,000 at a time."""
+        with self._explained("list"):
+            pages = self._service.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._service.name, Prefix=self._prefix + below
+            )
+            for page in pages:
+                yield [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
+
+    def read(self, name: str) -> Object | None:
+        """A small object; None when it is not there."""
+        with self._explained(f"read {name} of"):
+            try:
+                answer = self._service.client.get_object(**self._at(name))
+            except Exception as error:
+                if code_of(error) == "NoSuchKey":
+                    return None
+                raise
+            with answer["Body"] as body:
+                return Object(body.read(), answer["ETag"])
+
+    def write(self, name: str, content: bytes, replacing: Object | None) -> bool:
+        """Write a small object over the one that was read, or where there was none.
+
+        False when another writer came first; of writers at the same time, one gets True.
+        """
+        condition = {"IfNoneMatch": "*"} if replacing is None else {"IfMatch": replacing.etag}
+        with self._explained(f"write {name} of"):
+            try:
+                self._service.client.put_object(Body=content, **self._at(name), **condition)
+            except Exception as error:
+                if code_of(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                    raise
+                # Ours, when only the answer was lost and the request sent twice.
+                present = self.read(name)
+                return present is not None and present.content == content
+        return True
+
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Copy local files in, by name; large ones in parts."""
+        with self._explained("write"):
+            self.each(lambda item: self._service.client.upload_file(str(item[1]), **self._at(item[0])), files.items())
+
+    def download(self, files: Mapping[str, tuple[Path, str]]) -> None:
+        """Copy objects, by name, to local paths, each checked against its SHA-256.
+
+        Raises
+        ------
+        ChecksumMismatch
+            One is not there, or not the one that was published.
+        """
+        with self._explained("read"):
+            self.each(self._download, files.items())
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects; one that is not there counts as deleted."""
+        with self._explained("delete in"):
+            self.each(lambda name: self._service.client.delete_object(**self._at(name)), names)
+
+    def _download(self, item: tuple[str, tuple[Path, str]]) -> None:
+        name, (path, sha256) = item
+        try:
+            self._service.client.download_file(self._service.name, self._prefix + name, str(path))
+        except Exception as error:
+            if code_of(error) not in ("404", "NoSuchKey"):
+                raise
+        if not path.exists() or sha256_of(path) != sha256:
+            raise ChecksumMismatch(f"{self.url}/{name} is not the file that was published. Fix: publish it again")
+
+    @staticmethod
+    def each(function: Callable[[U], T], items: Iterable[U]) -> list[T]:
+        """``function`` of each item, several at a time, in their order; the first error stops the rest."""
+        with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+            try:
+                return list(pool.map(function, items))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _at(self, name: str) -> dict[str, Any]:
+        return {"Bucket": self._service.name, "Key": self._prefix + name}
+
+    def _explained(self, verb: str) -> AbstractContextManager[None]:
+        return explained(StoreUnavailable, f"cannot {verb} {self.url}", "Nothing half-written is taken for whole.")
