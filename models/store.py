@@ -15,7 +15,7 @@ import orjson
 
 from lorien.errors import ChecksumMismatch, SchemaMismatch, UnsupportedOperation
 from lorien.featurize.schema import Column, FeatureSet
-from lorien.files import atomic_file, atomic_folder, sha256_of
+from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, sha256_of
 from lorien.records import Json, canonical_json
 
 FORMAT_VERSION = 1
@@ -150,7 +150,11 @@ class ModelStore:
             )
         if _digest(content) != digest:
             raise ChecksumMismatch(f"{path} was changed after it was published. Fix: lorien-train again")
-        return StoredModel(Model(**content["model"]), path.parent / content["content"], content["files"])
+        try:
+            model = Model(**content["model"])
+        except TypeError as error:
+            raise SchemaMismatch(f"{path} was written by another Lorien ({error}). Fix: lorien-train again") from None
+        return StoredModel(model, path.parent / content["content"], content["files"])
 
     def publish(self, model: Model, files: Path) -> StoredModel:
         """Copy the files below a folder into the store as this model; an older one is replaced in one step."""
@@ -174,7 +178,8 @@ class ModelStore:
         with atomic_file(home / _MODEL_FILE) as path:
             path.write_bytes(orjson.dumps(content | {"sha256": _digest(content)}, option=orjson.OPT_INDENT_2))
         for old in home.iterdir():
-            if old.is_dir() and old.name != content["content"]:
+            # A temporary folder may be another publisher's.
+            if old.is_dir() and old.name != content["content"] and not old.name.startswith(TEMPORARY_PREFIX):
                 shutil.rmtree(old, ignore_errors=True)
         return StoredModel(model, home / content["content"], checksums)
 

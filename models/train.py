@@ -18,7 +18,7 @@ from lorien.featurize.base import Features
 from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.files import sha256_of
 from lorien.models.calibration import calibrate
-from lorien.models.data import Rows, Tables, feature_batches, group_tables, read_features, read_rows
+from lorien.models.data import UNKNOWN, Rows, Tables, feature_batches, group_tables, read_features, read_rows
 from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
 from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_scores
 from lorien.models.presets import preset_named
@@ -51,7 +51,8 @@ class TrainReport:
     fit_seconds : float
         From reading the tables to the last score.
     holdout : dict
-        Scores on workloads that the scoring model had not seen; ``held_out`` says which.
+        Scores on workloads that the scoring model had not seen; ``held_out`` says which. Those by folds are a little
+        high: each fold has also told its model when to stop, and the ensemble how much to trust it.
     """
 
     path: str
@@ -213,7 +214,7 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
             tables=tables,
             rows=int(chosen.sum()),
             workload_keys=[rows.keys[index] for index in learned],
-            networks=sorted({name for name in np.array([*rows.networks, None])[rows.network[chosen]] if name}),
+            networks=sorted(rows.networks[index] for index in np.unique(rows.network[chosen]) if index != UNKNOWN),
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
             calibration={"raw": list(calibration.raw), "fraction": list(calibration.fraction)},

@@ -85,7 +85,8 @@ def tune(
     else:
         print_session(session)
     if interrupted:
-        err.print(f"interrupted after {session.records} trials, all kept. Fix: the same command with --resume goes on")
+        kept = f"interrupted after {session.records} trials, all kept. Fix: the same command with --resume goes on"
+        err.print(kept, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
 
 

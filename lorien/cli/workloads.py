@@ -160,7 +160,7 @@ def rank(
     as_json: JsonFlag = False,
 ) -> None:
     """Find a schedule for each workload: in the database, else ranked (and verified), else the default."""
-    from lorien.deliver import Delivery, open_deliverer
+    from lorien.delivery import Delivery, open_deliverer
     from lorien.dialects import resolve_target
 
     asked = read_workloads(workloads)

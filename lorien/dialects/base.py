@@ -152,7 +152,7 @@ class LiveDialect(LogDialect, Protocol):
         """
 
     def warm_up(self, target: Target) -> None:
-        """Import the framework, so that the first build does not pay for it. Called first thing in a measuring child."""
+        """Import the framework, so that the first build does not pay for it. The first thing a measuring child does."""
 
     def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
         """Compile a candidate to the shared library ``out``. Runs in a child; may raise, crash or hang.

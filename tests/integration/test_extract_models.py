@@ -129,8 +129,8 @@ def upsampler() -> Any:
 
 MODELS: dict[str, tuple[Callable[[], Any], tuple[int, ...], tuple[int, ...]]] = {
     "recognizer": (recognizer, (1, 3, 32, 100), (4, 3, 32, 64)),
-    "detector": (detector, (1, 3, 64, 96), (2, 3, 96, 96)),
-    "upsampler": (upsampler, (1, 3, 16, 32), (2, 3, 8, 8)),
+    "detector": (detector, (1, 3, 16, 24), (2, 3, 24, 24)),
+    "upsampler": (upsampler, (1, 3, 8, 16), (2, 3, 8, 8)),
 }
 COMPUTED = {"Shape", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div", "Where", "Equal", "Range", "If"}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorien.cli.workloads import read_workloads
-from lorien.deliver import Source, deliver
+from lorien.delivery import Source, deliver
 from lorien.dialects import resolve_target
 from lorien.errors import UnknownTarget
 from lorien.models import load_ranker

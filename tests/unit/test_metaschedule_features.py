@@ -17,6 +17,7 @@ from lorien.errors import BadInput
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
 from lorien.records import Candidate, TuningRecord, Workload
+from lorien.target import Target
 
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
 GOLDEN = Path(__file__).parents[1] / "golden/metaschedule_features.json"
@@ -134,3 +135,16 @@ def test_the_balance_is_that_of_whole_parallel_iterations(rows: Features) -> Non
     for extent, balance in zip(column(rows, "main_parallel_extent"), column(rows, "parallel_balance"), strict=True):
         iterations = max(1, round(2**extent - 1))
         assert balance == pytest.approx(iterations / (iterations + iterations % 2))  # two cores
+
+
+def test_types_numpy_does_not_know_are_described() -> None:
+    from tvm import IRModule, te
+
+    from lorien.dialects.metaschedule.workload import workload_of
+
+    a = te.placeholder((8, 8), "bfloat16", name="a")
+    copy = te.create_prim_func([a, te.compute(a.shape, lambda *i: a(*i), name="copy")])
+    target = Target.parse("llvm -num-cores=2")
+    row = EXTRACTOR.extract(workload_of(IRModule({"main": copy}), "copy"), [Candidate(None)], target)
+    assert column(row, "workload_argument_bytes") == pytest.approx([np.log2(1 + 2 * 8 * 8 * 2)])
+    assert column(row, "workload_flop") == [0]

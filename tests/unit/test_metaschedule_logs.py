@@ -110,7 +110,7 @@ def test_a_latency_that_cannot_be_is_not_read(log: Path, run_secs: Any) -> None:
         (b"[-1,[[[],[]],[1.0],null,[]]]", "its workload -1 is not in"),
         (b'["0",[[[],[]],[1.0],null,[]]]', "its workload '0' is not in"),
         (b"[true,[[[],[]],[1.0],null,[]]]", "its workload True is not in"),
-        (b'[0,[[[["GetBlock",[],["c","main"],["b0"]]],[]],[1.0],{"kind":"llvm"},[]]]', "TVM before"),
+        (b'[0,[[[["GetBlock",[],["c","main"],["b0"]]],[]],[1.0],{"kind":"llvm"},[]]]', "an older TVM"),
         (b'[0,[[[],[]],[1.0],{"kind":"abacus"},[]]]', "unknown target kind"),
     ],
 )
@@ -154,7 +154,7 @@ def test_records_of_a_damaged_workload_are_reported(log: Path) -> None:
         (logs.RECORDS, b"\x00\x01\x02\x03" * 50, "is binary"),
         (logs.WORKLOADS, b"\x00\x01\x02\x03" * 50, "holds no workload"),
         (logs.WORKLOADS, b"", "it is empty"),
-        (logs.WORKLOADS, f'["1","{OLD_MODULE}"]\n'.encode(), "TVM before"),
+        (logs.WORKLOADS, f'["1","{OLD_MODULE}"]\n'.encode(), "an older TVM"),
         (logs.WORKLOADS, b'["1","AAAAAAAAAAA="]\n', "holds no workload"),
     ],
 )

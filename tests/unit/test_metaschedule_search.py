@@ -137,3 +137,9 @@ def test_a_model_that_fails_is_not_hidden() -> None:
 def test_a_target_without_cores_says_what_it_lacks() -> None:
     with pytest.raises(BadInput, match="num-cores"):
         DIALECT.search(dense(), Target.parse("llvm -mcpu=znver4"), 4, None)
+
+
+def test_one_family_does_not_take_all_places() -> None:
+    found = [subject._Found(score, family, None) for score, family in ((9, b"a"), (8, b"a"), (7, b"a"), (3, b"b"))]
+    assert [one.score for one in subject._diverse(found, 3)] == [9, 8, 3]
+    assert [one.score for one in subject._diverse(found, 9)] == [9, 8, 7, 3]

@@ -121,6 +121,12 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
         {"batch": 2, "height": 14, "out_channels": 8},
         [(2, 8, 14, 7), (8, 8, 3, 3), (2, 8, 14, 7)],
     ),
+    "gate of a larger activation": (
+        lambda b, x, w, bias, other: relax.op.multiply(other, b.emit(relax.op.add(b.emit(conv()(b, x, w)), bias))),
+        [(1, 8, 1, 1), (16, 8, 1, 1), (1, 16, 1, 1), (1, 16, 6, 9)],
+        {"batch": 2, "out_channels": 12},
+        [(2, 8, 1, 1), (12, 8, 1, 1), (1, 12, 1, 1), (2, 12, 6, 9)],
+    ),
     "leaky relu": (
         lambda b, x, w: relax.op.nn.leakyrelu(b.emit(relax.op.nn.conv2d(x, w)), 0.1),
         [(1, 8, 7, 7), (16, 8, 1, 1)],

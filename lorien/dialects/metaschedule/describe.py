@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -202,13 +203,8 @@ class Describer:
         there = [i for i, schedule in enumerate(schedules) if schedule is not None]
         for i, stores in zip(there, self._stores([schedules[i] for i in there]), strict=True):
             if stores is not None:
-                rows[i] = np.concatenate(
-                    (
-                        self._summary(stores),
-                        _tiling(schedules[i]),
-                        self._workload(workloads[i]),
-                    )
-                )
+                parts = (self._summary(stores), _tiling(schedules[i]), self._workload(workloads[i]))
+                rows[i] = np.concatenate(parts)
         return rows
 
     def _stores(self, schedules: Sequence[Schedule]) -> list[npt.NDArray[np.float64] | None]:
@@ -247,8 +243,8 @@ def _padded(values: Sequence[float], length: int) -> list[float]:
 
 
 def _levels(tiles: Sequence[Sequence[int]]) -> list[float]:
-    """Product over the axes of each level's factors, innermost level first."""
-    return [float(math.prod(level)) for level in zip(*(reversed(factors) for factors in tiles), strict=True)]
+    """Product over the axes of each level's factors, innermost level first; blocks may be tiled to other depths."""
+    return [float(math.prod(level)) for level in zip_longest(*(reversed(factors) for factors in tiles), fillvalue=1)]
 
 
 def _tiling(schedule: Schedule) -> npt.NDArray[np.float64]:
@@ -308,13 +304,15 @@ def _tiling(schedule: Schedule) -> npt.NDArray[np.float64]:
 
 def _describe_workload(workload: Workload) -> npt.NDArray[np.float64]:
     """The values of ``_WORKLOAD_COLUMNS``, from the unscheduled module."""
+    from tvm import DataType
     from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
 
     module = module_of(workload)
-    argument_bytes = 0.0
-    for argument in ms.arg_info.ArgInfo.from_entry_func(module):
-        argument_bytes += math.prod(int(extent) for extent in argument.shape) * np.dtype(argument.dtype).itemsize
+    argument_bytes = sum(
+        math.prod(map(int, argument.shape)) * DataType(argument.dtype).bits // 8
+        for argument in ms.arg_info.ArgInfo.from_entry_func(module)
+    )
     schedule = Schedule(module, error_render_level="none")
     blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
     extents = [_extents(block) for block in blocks]
@@ -324,7 +322,7 @@ def _describe_workload(workload: Workload) -> npt.NDArray[np.float64]:
         len(blocks),
         _log2(flop),
         _log2(argument_bytes),
-        _log2(flop / max(argument_bytes, 1.0)),
+        _log2(flop / max(argument_bytes, 1)),
         _log2(math.prod(spatial)),
         _log2(math.prod(reduce)),
         *_padded([_log2(extent) for extent in reversed(spatial)], AXES),

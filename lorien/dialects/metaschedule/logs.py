@@ -12,7 +12,7 @@ import orjson
 
 from lorien.dialects._lines import head_lines, is_binary, iter_lines
 from lorien.dialects.base import LogInfo, ReadReport
-from lorien.dialects.metaschedule.workload import DIALECT, IDENTITY_KIND, flop_of, load_module
+from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
 from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
@@ -24,7 +24,7 @@ RECORDS = "database_tuning_record.json"
 FAILED_S = 1e10
 """What TVM writes in place of a latency when a candidate did not build or run."""
 
-_OLD_TVM = "written by a TVM before 0.20, whose modules and traces TVM 0.27 cannot read. Fix: tune again"
+_OLD_TVM = f"written by an older TVM, whose modules and traces {BUILD} cannot read. Fix: tune again"
 
 
 def find(path: Path) -> Iterator[Path]:

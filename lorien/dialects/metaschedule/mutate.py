@@ -223,12 +223,12 @@ def _matmul(block: Any) -> _Anchor:
     left, right = (region.source for region in block.reads)
     (*outer, rows, inner), (*right_outer, _, columns) = _shape(left), _shape(right)
     axes: Axes = {"batch": outer[0], "length": rows} if outer else {"batch": rows}
-    shared = right_outer == outer  # of a batch of its own, as in attention; else a weight
+    paired = right_outer == outer  # one right side for each left, as in attention; else a weight
 
     def shapes(axes: Axes) -> Sequence[Shape]:
         batch = (int(axes["batch"]), *outer[1:], int(axes["length"])) if outer else (int(axes["batch"]),)
         channels_in, channels_out = int(axes["in_channels"]), int(axes["out_channels"])
-        return (*batch, channels_in), (*(batch[:-1] if shared else right_outer), channels_in, channels_out)
+        return (*batch, channels_in), (*(batch[:-1] if paired else right_outer), channels_in, channels_out)
 
     def emit(axes: Axes, left: Any, right: Any) -> Any:
         from tvm import relax
@@ -304,11 +304,13 @@ def _operand(block: Any, operand: Any) -> Any:
 def _follow(shape: Shape, old: Shape, new: Shape) -> Shape:
     """Shape of a step's input when the anchor's output goes from ``old`` to ``new``.
 
-    A bias has an extent above 1 along one axis at most, and keeps its ones; what has the shape of the output keeps it.
+    Extents that are the output's follow it, others stay. So do the ones of a parameter, told from an activation of
+    batch 1 by its shape: one extent above 1 at most, or a one where the output has more.
     """
-    if shape == old and sum(extent > 1 for extent in shape) > 1:
-        return new
-    return tuple(1 if extent == 1 else size for extent, size in zip(shape, new[len(new) - len(shape) :], strict=True))
+    skip = len(old) - len(shape)
+    extents = list(zip(shape, old[skip:], new[skip:], strict=True))
+    is_parameter = sum(extent > 1 for extent in shape) < 2 or any(extent == 1 != was for extent, was, _ in extents)
+    return tuple(extent if extent != was or (extent == 1 and is_parameter) else now for extent, was, now in extents)
 
 
 def _number(value: float, op: str, dtype: str) -> Any:

@@ -6,17 +6,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.describe import Describer
+from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.intrin import register_intrinsics
-from lorien.dialects.metaschedule.workload import candidate_of, module_of, tvm_target
+from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
 from lorien.records import Candidate, Workload
 from lorien.target import Target
@@ -24,6 +25,7 @@ from lorien.target import Target
 if TYPE_CHECKING:
     from tvm.s_tir import Schedule
     from tvm.s_tir import meta_schedule as ms
+    from tvm.s_tir.schedule import Trace
 
 logger = logging.getLogger(__name__)
 # TVM reports every generation, and warns of traces that do not apply, which are a part of any search.
@@ -40,9 +42,12 @@ _SMALLEST = 4
 """Probes that make up the smallest population worth evolving: it bounds the threads used."""
 _EXHAUSTED = 0.5
 """Of a round of samples, the share that must be new for the space to be worth more of them."""
-_SPARE = 2
-"""Times the candidates asked for that each island keeps, since both may find the same."""
+FAMILY = ("main_parallel_extent", "main_vectorize_inner", "trace_spatial_tile0", "trace_reduce_tile0")
+"""Features in which a family of schedules is alike. Where the model is wrong of one, it is wrong of all."""
+PER_FAMILY = 2
+"""Schedules of a family that are taken before another family's best."""
 _SEEDS = 2**31 - 2
+_FAMILY = [i for i, feature in enumerate(FEATURES) if feature.name in FAMILY]
 
 
 def search(
@@ -78,19 +83,27 @@ def search(
         with lock:  # a model need not be safe across threads
             return score(rows)
 
-    islands = [_Island(_Space(workload, target, seed * cores + i), locked, _SPARE * count) for i in range(cores)]
+    islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(lambda island: island.evolve(POPULATION // cores, deadline_s), islands))
-    found = sorted((pair for island in islands for pair in island.best()), key=lambda pair: -pair[0])
-    best: dict[str, Candidate] = {}
-    for value, schedule in found:
-        candidate = candidate_of(schedule, value)
-        best.setdefault(candidate.key, candidate)
-        if len(best) == count:
-            break
+    found = {features: one for island in islands for features, one in island.found.items()}
+    candidates = [candidate_of_trace(one.trace, one.score) for one in _diverse(found.values(), count)]
+    best = {candidate.key: candidate for candidate in candidates}
     scored = sum(island.scored for island in islands)
     logger.info("%s: %d candidates scored in %.1f s", workload.name, scored, time.monotonic() - started_s)
     return list(best.values())
+
+
+def _diverse(found: Iterable[_Found], count: int) -> list[_Found]:
+    """The best of each family before the families' next best; those chosen, best first."""
+    ranked = sorted(found, key=lambda one: -one.score)
+    members: Counter[bytes] = Counter()
+    places = []
+    for one in ranked:
+        places.append(members[one.family] // PER_FAMILY)
+        members[one.family] += 1
+    chosen = sorted(range(len(ranked)), key=lambda i: (places[i], i))[:count]
+    return [ranked[i] for i in sorted(chosen)]
 
 
 def _random(space: _Space, count: int) -> list[Candidate]:
@@ -148,21 +161,24 @@ class _Space:
         return list(ffi.SearchStrategyEvolutionarySearchSampleInitPopulation(self._context.search_strategy, count))
 
 
-class _Island:
-    """A population that evolves in one thread, and the best that was seen in it."""
+class _Found(NamedTuple):
+    """What is kept of a schedule: its trace is a hundredth of its module."""
 
-    def __init__(self, space: _Space, score: ScoreFn, keep: int) -> None:
+    score: float
+    family: bytes
+    trace: Trace
+
+
+class _Island:
+    """A population that evolves in one thread, and all that was found in it, by features."""
+
+    def __init__(self, space: _Space, score: ScoreFn) -> None:
         self.scored = 0
+        self.found: dict[bytes, _Found] = {}
         self._space = space
         self._describe = Describer(space.target)
         self._score = score
-        self._keep = keep
         self._scores: dict[Schedule, float] = {}
-        self._best: dict[bytes, tuple[float, Schedule]] = {}
-
-    def best(self) -> list[tuple[float, Schedule]]:
-        """Scores and schedules, best first; those of equal features are one."""
-        return sorted(self._best.values(), key=lambda pair: -pair[0])[: self._keep]
 
     def evolve(self, population: int, deadline_s: float) -> None:
         """Sample, then evolve, a population as large as the time allows."""
@@ -171,7 +187,7 @@ class _Island:
         started_s = time.monotonic()
         first = self._space.sample(PROBE)
         self._weights(first)
-        if len(self._best) <= _EXHAUSTED * len(first):
+        if len(self.found) <= _EXHAUSTED * len(first):
             # A handful of schedules: more samples find all of them, and there is nothing to breed.
             self._weights(self._space.sample(PROBE))
             return
@@ -211,10 +227,7 @@ class _Island:
         self.scored += len(new)
         for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
             if np.isfinite(value):
-                self._best.setdefault(row.tobytes(), (value, schedule))
-        if len(self._best) > 2 * self._keep:
-            kept = sorted(self._best.items(), key=lambda item: -item[1][0])[: self._keep]
-            self._best = dict(kept)
+                self.found.setdefault(row.tobytes(), _Found(value, row[_FAMILY].tobytes(), schedule.trace))
         ranks = np.argsort(np.argsort([self._scores[schedule] for schedule in schedules]))
         weights: FloatArray = ((ranks + 1) / max(1, len(ranks))) ** PRESSURE
         return weights

@@ -162,7 +162,12 @@ def replay(mod: tvm.IRModule, trace: Json) -> tvm.s_tir.Schedule:
 
 def candidate_of(schedule: tvm.s_tir.Schedule, score: float | None = None) -> Candidate:
     """A TVM schedule as a candidate: its trace in the JSON form of ``database_tuning_record.json``."""
-    return Candidate(_plain(schedule.trace.as_json()), score)
+    return candidate_of_trace(schedule.trace, score)
+
+
+def candidate_of_trace(trace: tvm.s_tir.schedule.Trace, score: float | None = None) -> Candidate:
+    """As ``candidate_of``, where the trace is all that was kept of a schedule."""
+    return Candidate(_plain(trace.as_json()), score)
 
 
 def _plain(value: Any) -> Json:

@@ -1,0 +1,155 @@
+"""The tuning loop with candidates that misbehave, and under kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lorien.database import open_database
+from lorien.records import Candidate, Workload
+from lorien.target import Target
+from lorien.tune.loop import TuneConfig, tune
+from lorien.tune.measure import MeasureConfig, Measurer
+from lorien.tune.session import Session, open_session
+
+HERE = Path(__file__).parent
+STUB = HERE.parent / "unit" / "stub_dialect"
+TARGET = Target.parse("llvm -num-cores=2")
+WORKLOADS = [Workload("recording", f"w{i}", [i]) for i in range(3)]
+KILLS = int(os.environ.get("LORIEN_KILLS", "6"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stub_dialect():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUB)
+        yield
+
+
+@pytest.fixture
+def measurer():
+    with Measurer("recording", TARGET, MeasureConfig(builders=1, run_timeout_s=1.0)) as measurer:
+        yield measurer
+
+
+class Listed:
+    """Offers each workload the same candidates, in order, and forgets that it did when it is made again."""
+
+    def __init__(self, schedules):
+        self.schedules = schedules
+        self.offered = Counter()
+        self.told = []
+
+    def ask(self, workload, count):
+        first = self.offered[workload.key]
+        self.offered[workload.key] += count
+        return [Candidate(schedule) for schedule in self.schedules[first : first + count]]
+
+    def tell(self, workload, candidates, measurements):
+        self.told.append((workload.name, len(candidates)))
+
+
+def test_tuning_goes_on_past_candidates_that_crash_hang_and_fail(tmp_path, measurer):
+    schedules = [{"build": "segfault"}, {"run": "hang"}, {"run": 0.5}, {"build": "raise"}, {"run": "nan"}, {"run": 0.4}]
+    with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+        report = tune(session, Listed(schedules), measurer, TuneConfig(100, batch=4))
+        assert (report.trials, report.exhausted) == (6, 1)
+        assert session.outcomes == {"crash": 1, "run_timeout": 1, "ok": 2, "build_error": 1, "run_error": 1}
+        assert session.trials[0].best_s == 0.4
+    with Session(tmp_path / "s") as session:
+        assert session.outcomes["crash"] == 1
+
+
+def test_slow_candidates_are_stopped_and_the_log_says_so(tmp_path, measurer):
+    with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+        tune(session, Listed([{"run": 0.1}, {"run": 0.15}, {"run": 0.3}]), measurer, TuneConfig(3, batch=1))
+    with Session(tmp_path / "s") as session:
+        measured = {candidate.schedule["run"]: measurement for candidate, measurement in session.trials[0].top()}
+        assert len(measured[0.15].latencies_s) == 3
+        assert measured[0.3].latencies_s == (0.3,)
+        assert "stopped after one run" in measured[0.3].detail
+
+
+def test_resume_measures_nothing_twice_and_stops_at_the_number_asked_for(tmp_path, measurer):
+    schedules = [{"run": 0.1 + number / 100} for number in range(40)]
+    counts = []
+    with open_database(str(tmp_path / "best.db")) as database:
+        for trials in (10, 10, 25):
+            with open_session(tmp_path, WORKLOADS[:2], TARGET, resume=True) as session:
+                strategy = Listed(schedules)
+                tune(session, strategy, measurer, TuneConfig(trials, batch=4), database=database)
+                counts.append(session.records)
+                assert sum(len(own.keys) for own in session.trials) == session.records
+                best = database.best(TARGET, WORKLOADS[0].key)
+                assert best[0].measurement.latency_s == session.trials[0].best_s
+    assert counts == [10, 10, 25]
+    assert sum(count for _, count in strategy.told) == 25  # those of the sessions before too
+
+
+def test_limits_per_workload_and_round_robin(tmp_path, measurer):
+    schedules = [{"run": 0.1 + number / 100} for number in range(40)]
+    with Session.create(tmp_path / "s", WORKLOADS, TARGET) as session:
+        tune(session, Listed(schedules), measurer, TuneConfig(100, 5, batch=2, scheduler="round-robin"))
+        assert [len(own.latencies_s) for own in session.trials] == [5, 5, 5]
+
+
+def test_kills_at_any_time_lose_nothing_that_was_acknowledged(tmp_path):
+    """The parent is killed after a random trial, at times one of its children before it; then the log is compared."""
+    rng = random.Random(0)
+    log = []
+    for kill in range(KILLS):
+        with tuning(tmp_path, 10_000) as process:
+            assert process.stdout.readline() == f"resumed {len(log)}\n"
+            acknowledged = [acknowledgement(process) for _ in range(rng.randrange(1, 12))]
+            children = psutil.Process(process.pid).children()
+            if kill % 2 and children:  # none when all have just died of their candidates
+                rng.choice(children).kill()
+                acknowledged += [acknowledgement(process) for _ in range(10)]
+            process.kill()
+            acknowledged += [parsed(line) for line in process.stdout]
+            assert process.wait() == -signal.SIGKILL
+        after = read_log(tmp_path)
+        assert after[: len(log) + len(acknowledged)] == log + acknowledged
+        assert len(after) - len(log) - len(acknowledged) in (0, 1)  # on the disk, and killed before it could say so
+        log = after
+    with tuning(tmp_path, len(log) + 5) as process:
+        assert process.stdout.read().endswith("done\n")
+    assert read_log(tmp_path)[: len(log)] == log
+    with open_session(tmp_path, WORKLOADS, TARGET, resume=True) as session:
+        assert session.records == sum(len(own.keys) for own in session.trials) == len(log) + 5
+
+
+@contextmanager
+def tuning(root: Path, trials: int) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, str(HERE / "tuning_driver.py"), str(root), str(trials)]
+    environment = {**os.environ, "PYTHONPATH": str(STUB)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def parsed(line: str) -> tuple[int, list[float]]:
+    _, index, _, *latencies_s = line.split()
+    return int(index), [float(latency_s) for latency_s in latencies_s]
+
+
+def acknowledgement(process: subprocess.Popen) -> tuple[int, list[float]]:
+    return parsed(process.stdout.readline())
+
+
+def read_log(root: Path) -> list[tuple[int, list[float]]]:
+    """Whole lines of the one session's records: workload and latencies."""
+    (records,) = root.glob("*/records.jsonl")
+    lines = [json.loads(line) for line in records.read_bytes().split(b"\n")[:-1]]
+    return [(index, latencies_s) for index, _, latencies_s in lines]
