@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lorien.aws import MAX_CONNECTIONS, Service, code_of, explained
-from lorien.errors import ChecksumMismatch, StoreUnavailable
-from lorien.files import sha256_of
+from lorien.errors import StoreUnavailable
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -47,15 +46,12 @@ class S3Folder:
 
     def read(self, name: str) -> Object | None:
         """A small object; None when it is not there."""
-        with self._explained(f"read {name} of"):
-            try:
-                answer = self._service.client.get_object(**self._at(name))
-            except Exception as error:
-                if code_of(error) == "NoSuchKey":
-                    return None
-                raise
-            with answer["Body"] as body:
-                return Object(body.read(), answer["ETag"])
+        return self._get(name)
+
+    def tail(self, name: str, size: int) -> bytes | None:
+        """The last bytes of an object, at most ``size``; None when it is not there."""
+        found = self._get(name, Range=f"bytes=-{size}")
+        return None if found is None else found.content
 
     def write(self, name: str, content: bytes, replacing: Object | None) -> bool:
         """Write a small object over the one that was read, or where there was none.
@@ -79,31 +75,25 @@ class S3Folder:
         with self._explained("write"):
             self.each(lambda item: self._service.client.upload_file(str(item[1]), **self._at(item[0])), files.items())
 
-    def download(self, files: Mapping[str, tuple[Path, str]]) -> None:
-        """Copy objects, by name, to local paths, each checked against its SHA-256.
+    def download(self, files: Mapping[str, Path]) -> None:
+        """Copy objects, by name, to local paths. Raises ``FileNotFoundError`` when one is not there."""
 
-        Raises
-        ------
-        ChecksumMismatch
-            One is not there, or not the one that was published.
-        """
+        def fetch(item: tuple[str, Path]) -> None:
+            name, path = item
+            try:
+                self._service.client.download_file(self._service.name, self._prefix + name, str(path))
+            except Exception as error:
+                if code_of(error) in ("404", "NoSuchKey"):
+                    raise FileNotFoundError(f"{self.url}/{name} is not there, or no longer") from None
+                raise
+
         with self._explained("read"):
-            self.each(self._download, files.items())
+            self.each(fetch, files.items())
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; one that is not there counts as deleted."""
         with self._explained("delete in"):
             self.each(lambda name: self._service.client.delete_object(**self._at(name)), names)
-
-    def _download(self, item: tuple[str, tuple[Path, str]]) -> None:
-        name, (path, sha256) = item
-        try:
-            self._service.client.download_file(self._service.name, self._prefix + name, str(path))
-        except Exception as error:
-            if code_of(error) not in ("404", "NoSuchKey"):
-                raise
-        if not path.exists() or sha256_of(path) != sha256:
-            raise ChecksumMismatch(f"{self.url}/{name} is not the file that was published. Fix: publish it again")
 
     @staticmethod
     def each(function: Callable[[U], T], items: Iterable[U]) -> list[T]:
@@ -114,6 +104,17 @@ class S3Folder:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def _get(self, name: str, **part: str) -> Object | None:
+        with self._explained(f"read {name} of"):
+            try:
+                answer = self._service.client.get_object(**self._at(name), **part)
+            except Exception as error:
+                if code_of(error) == "NoSuchKey":
+                    return None
+                raise
+            with answer["Body"] as body:
+                return Object(body.read(), answer["ETag"])
 
     def _at(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._service.name, "Key": self._prefix + name}

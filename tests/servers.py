@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,7 +25,9 @@ import pytest
 NPM = Path(sys.prefix) / "npm" / "node_modules"
 READY_WITHIN_S = 60.0
 # dynalite throws when a client dies in the middle of a request, and some tests kill clients.
-FORGIVING = 'process.on("uncaughtException", e => { if (e.code !== "ECONNRESET") { console.error(e); process.exit(1) } })'
+FORGIVING = (
+    'process.on("uncaughtException", e => { if (e.code !== "ECONNRESET") { console.error(e); process.exit(1) } })'
+)
 ACCESS_KEY, SECRET_KEY = "lorien-test", "no-secret"
 
 
@@ -61,10 +69,65 @@ class Server:
         return True
 
 
+class FaultyProxy:
+    """A way to an HTTP server on which requests meet the faults in ``faults``, one each, in order; then none.
+
+    ``LOSE_ANSWER``: the request is carried out, and its answer lost. Another text: the DynamoDB error of that name.
+    """
+
+    LOSE_ANSWER = "lose answer"
+
+    def __init__(self, target: str) -> None:
+        self.faults: deque[str] = deque()
+        proxy, address = self, target.removeprefix("http://")
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                fault = proxy.faults.popleft() if proxy.faults else None
+                if fault not in (None, proxy.LOSE_ANSWER):
+                    self.answer(400, {}, json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode())
+                    return
+                connection = HTTPConnection(address)
+                connection.request("POST", self.path, body, dict(self.headers))
+                reply = connection.getresponse()
+                content = reply.read()
+                connection.close()
+                if fault is None:
+                    self.answer(reply.status, {"x-amz-crc32": reply.headers["x-amz-crc32"]}, content)
+                else:
+                    self.close_connection = True
+
+            def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no program listens on, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def moto(folder: Path) -> Server:
@@ -108,6 +171,7 @@ def seaweedfs(folder: Path) -> Server:
     parts = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
     ports = [f"-{part}={free_port()}" for part in (*parts, "s3.port.grpc")]
     fixed = [f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"]
+    fixed += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     return Server(
         lambda port: [program, "server", *fixed, *ports, f"-s3.port={port}"],
         log=folder / "weed.log",

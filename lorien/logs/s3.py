@@ -45,16 +45,19 @@ class S3LogStore:
         sidecar = self._sidecar(log.id)
         if sidecar is None:
             raise self._gone(log)
-        content = sidecar["content"]
+        sums = sidecar["content"]["sha256"]
         with tempfile.TemporaryDirectory(prefix="lorien-log-") as temporary:
             path = Path(temporary)
-            files = {f"{log.id}/{content['folder']}/{name}": (path / name, sum_) for name, sum_ in content["sha256"].items()}
             try:
-                self._s3.download(files)
-            except ChecksumMismatch:
-                if self._sidecar(log.id) == sidecar:
-                    raise
+                self._s3.download({f"{log.id}/{sidecar['content']['folder']}/{name}": path / name for name in sums})
+            except FileNotFoundError:
                 raise self._gone(log) from None
+            for name, expected in sums.items():
+                if sha256_of(path / name) != expected:
+                    raise ChecksumMismatch(
+                        f"{name} of {log.id} in {self.url} is not the file that was published. Fix: delete the log's "
+                        f"{SIDECAR} and ingest it again"
+                    )
             yield path if log.is_folder else path / log.files[0].name
 
     def publish(self, log: StoredLog, files: Sequence[Path]) -> bool:

@@ -1,0 +1,83 @@
+"""One suite for every store of feature tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lorien.errors import BadInput, SchemaMismatch
+from lorien.featurize.schema import ROW_FIELDS, Column, FeatureSet
+from lorien.featurize.store import TAIL_BYTES, TableStore, open_tables
+
+BACKENDS = ("local", "moto", "seaweedfs")
+NAME = "dialect=toy/target=llvm/net-0of1.parquet"
+
+
+@pytest.fixture(params=BACKENDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> TableStore:
+    if request.param == "local":
+        return open_tables(tmp_path / "features")
+    s3_folder: Callable[[str], str] = request.getfixturevalue("s3_folder")
+    return open_tables(s3_folder(request.param))
+
+
+def write(store: TableStore, log: str, name: str = NAME, meaning: str = "a column") -> pa.Table:
+    schema = FeatureSet("toy", 1, (Column("c", "1", meaning),)).arrow_schema("toy", "llvm", {"log": log})
+    table = pa.table([pa.nulls(3, kind) for _, kind, *_ in ROW_FIELDS] + [pa.array([1.0] * 3, pa.float32())], schema)
+    with store.writing(name) as path:
+        pq.write_table(table, path)
+    return table
+
+
+def source(store: TableStore, name: str = NAME) -> str | None:
+    about = store.about(name)
+    return about.source["log"] if about else None
+
+
+def test_nothing_is_there_at_first(store: TableStore) -> None:
+    assert store.names() == []
+    assert store.about(NAME) is None
+    store.drop(NAME)
+
+
+def test_what_is_written_comes_back(store: TableStore) -> None:
+    other = NAME.replace("llvm", "cuda")
+    tables = {name: write(store, name, name) for name in (NAME, other)}
+    assert store.names() == sorted(tables)
+    assert source(store) == NAME
+    with store.local() as folder:
+        for name, table in tables.items():
+            assert pq.read_table(folder / name, partitioning=None).equals(table)
+    store.drop(NAME)
+    assert store.names() == [other]
+
+
+def test_a_table_is_replaced_whole(store: TableStore) -> None:
+    write(store, "old")
+    with pytest.raises(OSError, match="disk"), store.writing(NAME) as path:
+        path.write_bytes(b"PAR1 half of it")
+        raise OSError("disk full")
+    assert source(store) == "old"
+    write(store, "new")
+    assert (source(store), store.names()) == ("new", [NAME])
+
+
+def test_a_footer_of_any_length_is_read(store: TableStore) -> None:
+    write(store, "long", meaning="m" * TAIL_BYTES)
+    assert source(store) == "long"
+
+
+def test_what_is_no_table_is_refused(store: TableStore) -> None:
+    with store.writing(NAME) as path:
+        path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(SchemaMismatch, match="no readable Parquet"):
+        store.about(NAME)
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(BadInput, match="s3://"):
+        open_tables("hdfs://features")
