@@ -72,13 +72,13 @@ class Server:
 class FaultyProxy:
     """A way to an HTTP server on which requests meet the faults in ``faults``, one each, in order; then none.
 
-    ``LOSE_ANSWER``: the request is carried out, and its answer lost. Another text: the DynamoDB error of that name.
+    None: no fault. ``LOSE_ANSWER``: the request is carried out, and its answer lost. Another text: the DynamoDB error of that name.
     """
 
     LOSE_ANSWER = "lose answer"
 
     def __init__(self, target: str) -> None:
-        self.faults: deque[str] = deque()
+        self.faults: deque[str | None] = deque()
         proxy, address = self, target.removeprefix("http://")
 
         class Handler(BaseHTTPRequestHandler):
