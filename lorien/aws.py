@@ -99,17 +99,16 @@ class Service:
 @contextmanager
 def explained(error_type: type[LorienError], what: str, effect: str) -> Iterator[None]:
     """Turn what boto3 raises into ``error_type``: what failed, why, what it left behind, and what to do."""
-    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except (Boto3Error, BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError) as error:
         fix = _FIXES.get(code_of(error), "see that the endpoint can be reached, then run again")
         raise error_type(f"{what}: {error}. {effect} Fix: {fix}") from error
 
 
-def code_of(error: BaseException | None) -> str:
+def code_of(error: BaseException) -> str:
     """The service's code of an error, else the name of its class."""
     from botocore.exceptions import ClientError
 
@@ -118,6 +117,4 @@ def code_of(error: BaseException | None) -> str:
         # One thing has two names: DynamoDB's end in "Exception", S3's do not.
         short = code.removesuffix("Exception")
         return short if short in _FIXES else code
-    if error is not None and error.__class__.__module__ == "boto3.exceptions":
-        return code_of(error.__context__)  # Transfers wrap the error of the request.
     return type(error).__name__

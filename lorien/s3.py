@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from lorien.aws import MAX_CONNECTIONS, Service, code_of, explained
 from lorien.errors import StoreUnavailable
 
+PAGE_OBJECTS = 1000  # the most that S3 lists at once
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -36,10 +38,12 @@ class S3Folder:
         self.url = f"s3://{self._service.name}/{self._service.path}".rstrip("/")
 
     def pages(self, below: str = "") -> Iterator[list[str]]:
-        """Names that begin with ``below``, sorted, as they come: at most 1,000 at a time."""
+        """Names that begin with ``below``, sorted, as they come: ``PAGE_OBJECTS`` at a time."""
         with self._explained("list"):
             pages = self._service.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._service.name, Prefix=self._prefix + below
+                Bucket=self._service.name,
+                Prefix=self._prefix + below,
+                PaginationConfig={"PageSize": PAGE_OBJECTS},
             )
             for page in pages:
                 yield [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
@@ -72,23 +76,22 @@ class S3Folder:
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy local files in, by name; large ones in parts."""
-        with self._explained("write"):
-            self.each(lambda item: self._service.client.upload_file(str(item[1]), **self._at(item[0])), files.items())
+        with self._explained("write"), self._transfers() as transfers:
+            sent = [transfers.upload(str(path), *self._at(name).values()) for name, path in files.items()]
+            for future in sent:
+                future.result()
 
     def download(self, files: Mapping[str, Path]) -> None:
         """Copy objects, by name, to local paths. Raises ``FileNotFoundError`` when one is not there."""
-
-        def fetch(item: tuple[str, Path]) -> None:
-            name, path = item
-            try:
-                self._service.client.download_file(self._service.name, self._prefix + name, str(path))
-            except Exception as error:
-                if code_of(error) in ("404", "NoSuchKey"):
-                    raise FileNotFoundError(f"{self.url}/{name} is not there, or no longer") from None
-                raise
-
-        with self._explained("read"):
-            self.each(fetch, files.items())
+        with self._explained("read"), self._transfers() as transfers:
+            fetched = {name: transfers.download(*self._at(name).values(), str(path)) for name, path in files.items()}
+            for name, future in fetched.items():
+                try:
+                    future.result()
+                except Exception as error:
+                    if code_of(error) in ("404", "NoSuchKey"):
+                        raise FileNotFoundError(f"{self.url}/{name} is not there, or no longer") from None
+                    raise
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; one that is not there counts as deleted."""
@@ -115,6 +118,12 @@ class S3Folder:
                 raise
             with answer["Body"] as body:
                 return Object(body.read(), answer["ETag"])
+
+    def _transfers(self) -> Any:
+        """What sends and fetches files, their parts side by side; left with an error, it cancels the rest."""
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        return create_transfer_manager(self._service.client, TransferConfig(max_concurrency=MAX_CONNECTIONS))
 
     def _at(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._service.name, "Key": self._prefix + name}

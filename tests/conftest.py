@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import boto3
 import pytest
 import servers
 
@@ -86,15 +85,12 @@ def aws(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="session")
 def s3_folder(aws: Callable[[str], str]) -> Callable[[str], str]:
     """The URL of an empty folder on a server, by its name in ``servers``."""
-    # One bucket for all: SeaweedFS sets disk space aside for each.
     buckets: set[str] = set()
 
     def make(server: str) -> str:
         if server not in buckets:
-            client = boto3.client("s3", endpoint_url=aws(server))
-            client.create_bucket(Bucket="tests")
-            client.close()
+            servers.make_bucket(aws(server))
             buckets.add(server)
-        return f"s3://tests/{uuid.uuid4().hex}/some-folder?endpoint_url={aws(server)}"
+        return f"s3://{servers.BUCKET}/{uuid.uuid4().hex}/some-folder?endpoint_url={aws(server)}"
 
     return make

@@ -20,6 +20,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pytest
 
 NPM = Path(sys.prefix) / "npm" / "node_modules"
@@ -29,6 +30,7 @@ FORGIVING = (
     'process.on("uncaughtException", e => { if (e.code !== "ECONNRESET") { console.error(e); process.exit(1) } })'
 )
 ACCESS_KEY, SECRET_KEY = "lorien-test", "no-secret"
+BUCKET = "tests"
 
 
 class Server:
@@ -69,12 +71,21 @@ class Server:
         return True
 
 
-class FaultyProxy:
-    """A way to an HTTP server on which requests meet the faults in ``faults``, one each, in order; then none.
+def make_bucket(url: str) -> None:
+    """Make ``BUCKET`` on an S3 server. One for all tests: SeaweedFS sets disk space aside for each."""
+    client = boto3.client("s3", endpoint_url=url)
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
 
-    None: no fault. ``LOSE_ANSWER``: the request is carried out, and its answer lost. Another text: the DynamoDB error of that name.
+
+class FaultyProxy:
+    """A way to an HTTP server on which requests meet what is in ``faults``, one each, in order; then no fault.
+
+    None: no fault. ``DROP``: the server is not reached. ``LOSE_ANSWER``: the request is carried out, its answer lost.
+    Another text: the DynamoDB error of that name.
     """
 
+    DROP = "drop"
     LOSE_ANSWER = "lose answer"
 
     def __init__(self, target: str) -> None:
@@ -85,25 +96,31 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 fault = proxy.faults.popleft() if proxy.faults else None
-                if fault not in (None, proxy.LOSE_ANSWER):
-                    self.answer(400, {}, json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode())
+                if fault not in (None, proxy.DROP, proxy.LOSE_ANSWER):
+                    self.answer(400, [], json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode())
                     return
-                connection = HTTPConnection(address)
-                connection.request("POST", self.path, body, dict(self.headers))
-                reply = connection.getresponse()
-                content = reply.read()
-                connection.close()
-                if fault is None:
-                    self.answer(reply.status, {"x-amz-crc32": reply.headers["x-amz-crc32"]}, content)
-                else:
-                    self.close_connection = True
+                if fault != proxy.DROP:
+                    connection = HTTPConnection(address)
+                    headers = {name: value for name, value in self.headers.items() if name != "Expect"}
+                    connection.request(self.command, self.path, body, headers)
+                    reply = connection.getresponse()
+                    content = reply.read()
+                    connection.close()
+                    if fault is None:
+                        self.answer(reply.status, reply.getheaders(), content)
+                        return
+                self.close_connection = True
 
-            def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            do_DELETE = do_GET = do_PUT = do_POST  # noqa: N815
+
+            def answer(self, status: int, headers: Sequence[tuple[str, str]], content: bytes) -> None:
                 self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
+                for name, value in headers:
+                    if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lorien.database import open_database
 from lorien.database.base import MAX_ITEM_BYTES, ScheduleDatabase, merge, new_items
+from lorien.database.copy import CopyReport, copy
 from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
@@ -214,6 +215,25 @@ def test_the_rule_does_not_depend_on_the_order(puts: list[tuple[int, float]], ra
     fastest = {candidate: min(s for c, s in puts if c == candidate) for candidate, _ in puts}
     exact = sorted((s, made(s, candidate).key) for candidate, s in fastest.items())[:n_best]
     assert after(puts) == after(shuffled) == [(key, s) for s, key in exact]
+
+
+def test_a_copy_is_the_same_and_a_merge_keeps_the_better(url: str, tmp_path: Path) -> None:
+    def content(database: ScheduleDatabase) -> list[tuple[object, ...]]:
+        # Whole records but for the workload's weight, which is of the logs.
+        return [(record, record.workload.networks, record.measurement) for record in database.query()]
+
+    with (
+        open_database(url, create=True, n_best=2) as database,
+        open_database(f"sqlite:///{tmp_path}/other.db", n_best=2) as other,
+    ):
+        for workload in range(30):
+            database.put_many(made(2.0 + i, i, workload=workload, network=f"net{i}") for i in range(2))
+        assert copy(database, other) == CopyReport(60, 60)
+        assert content(other) == content(database)
+        other.put(made(1.0, 5, workload=7))
+        assert copy(other, database) == CopyReport(60, 1)
+        assert content(database) == content(other)
+        assert kept(database, 7) == [(made(1.0, 5, workload=7).key, 1.0), (made(2.0, 0, workload=7).key, 2.0)]
 
 
 def _write(url: str, worker: int, count: int) -> None:

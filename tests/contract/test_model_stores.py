@@ -71,7 +71,7 @@ def test_what_is_published_comes_back(store: ModelStore, tmp_path: Path) -> None
     assert stored.model == described()
     assert stored.home.endswith("/toy/llvm")
     assert (stored.read("scorer.txt"), len(stored.read("more/data"))) == (b"llvm", 1000)
-    with pytest.raises(ChecksumMismatch, match="other.txt"):
+    with pytest.raises(ChecksumMismatch, match="other"):
         stored.read("other.txt")
 
 
