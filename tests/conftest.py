@@ -57,11 +57,8 @@ def autotvm_log(tmp_path: Path) -> Callable[..., Path]:
 def aws_credentials() -> Iterator[None]:
     """Credentials that the servers of these tests take, and none of the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-            patch.setenv(name, "/dev/null")
+        for name, value in servers.ENVIRONMENT.items():
+            patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
             patch.delenv(name, raising=False)
         yield

@@ -31,6 +31,14 @@ FORGIVING = (
 )
 ACCESS_KEY, SECRET_KEY = "lorien-test", "no-secret"
 BUCKET = "tests"
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+"""What these servers take, and nothing of the user's own."""
 
 
 class Server:
@@ -163,14 +171,10 @@ def dynalite(folder: Path) -> Server:
 
 
 def dynamodb_local(folder: Path) -> Server:
-    """Amazon's own, for those who accept its licence: DYNAMODB_LOCAL names the folder of DynamoDBLocal.jar."""
-    home = os.environ.get("DYNAMODB_LOCAL")
-    if not home:
-        pytest.skip("DYNAMODB_LOCAL does not name the folder of DynamoDBLocal.jar")
-    libraries, jar = f"-Djava.library.path={home}/DynamoDBLocal_lib", f"{home}/DynamoDBLocal.jar"
-    return Server(
-        lambda port: ["java", libraries, "-jar", jar, "-inMemory", "-port", str(port)], log=folder / "dynamodb.log"
-    )
+    """Amazon's own DynamoDB, of the folder that DYNAMODB_LOCAL names."""
+    home = Path(os.environ["DYNAMODB_LOCAL"])
+    fixed = [f"-Djava.library.path={home / 'DynamoDBLocal_lib'}", "-jar", home / "DynamoDBLocal.jar", "-inMemory"]
+    return Server(lambda port: ["java", *fixed, "-port", str(port)], log=folder / "dynamodb.log")
 
 
 def seaweedfs(folder: Path) -> Server:
