@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lorien.tune.session import Session, Trials
 
 LINE_EVERY_S = 5.0
+BUILD_TIMEOUT_S = 10.0
+"""What takes longer to build is unrolled beyond reason: random samples lost most of their time to a few such."""
 ROWS = 20
 """Workloads in the live view: those tuned last."""
 
@@ -68,7 +70,9 @@ def tune(
     with ExitStack() as stack:
         session = stack.enter_context(open_session(session_root(logs), asked, resolved, resume=resume))
         # First, so that the children warm up while the rest is loaded and the first search runs.
-        measurer = stack.enter_context(Measurer(asked[0].dialect, resolved, MeasureConfig(check=check)))
+        measurer = stack.enter_context(
+            Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check))
+        )
         database = stack.enter_context(open_database(db)) if db else None
         prior = load_ranker(model, resolved, asked[0].dialect).score if model != "none" else None
         search = open_strategy(strategy, asked[0].dialect, resolved, prior, seed=seed)
