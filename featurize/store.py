@@ -34,16 +34,13 @@ class TableStore(Protocol):
 
     url: str
 
-    def names(self) -> list[str]:
-        """Every table, sorted."""
-
-    def about(self, name: str) -> TableAbout | None:
-        """What a table says of itself; None when it is not there.
+    def abouts(self) -> dict[str, TableAbout]:
+        """What every table says of itself, by its name, sorted.
 
         Raises
         ------
         SchemaMismatch
-            It is damaged, or no feature table.
+            One is damaged, or no feature table.
         """
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
@@ -81,21 +78,15 @@ class LocalTables:
         self._root = root
         self.url = str(root)
 
-    def names(self) -> list[str]:
-        """See ``TableStore.names``. What killed writers left is removed."""
-        found = []
-        for path in self._root.rglob("*.parquet"):
-            name = path.relative_to(self._root)
+    def abouts(self) -> dict[str, TableAbout]:
+        """See ``TableStore.abouts``. What killed writers left is removed."""
+        found = {}
+        for path in sorted(self._root.rglob("*.parquet")):
             if not path.name.startswith(TEMPORARY_PREFIX):
-                found.append(name.as_posix())
+                found[path.relative_to(self._root).as_posix()] = about_of(path)
             elif time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
                 path.unlink()
-        return sorted(found)
-
-    def about(self, name: str) -> TableAbout | None:
-        """See ``TableStore.about``."""
-        path = self._root / name
-        return about_of(path) if path.exists() else None
+        return found
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """See ``TableStore.writing``."""
@@ -118,18 +109,11 @@ class S3Tables:
         self._s3 = S3Folder(url)
         self.url = self._s3.url
 
-    def names(self) -> list[str]:
-        """See ``TableStore.names``."""
-        return [name for page in self._s3.pages() for name in page if name.endswith(".parquet")]
-
-    def about(self, name: str) -> TableAbout | None:
-        """See ``TableStore.about``. Fetches the footer alone."""
-        tail = self._s3.tail(name, TAIL_BYTES)
-        if tail is not None and len(tail) == TAIL_BYTES:
-            footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-            if footer_bytes > len(tail):
-                tail = self._s3.tail(name, footer_bytes)
-        return None if tail is None else about_of(pa.BufferReader(tail), f"{self.url}/{name}")
+    def abouts(self) -> dict[str, TableAbout]:
+        """See ``TableStore.abouts``. Fetches footers alone."""
+        names = self._names()
+        abouts = zip(names, self._s3.each(self._about, names), strict=True)
+        return {name: about for name, about in abouts if about is not None}
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -147,13 +131,25 @@ class S3Tables:
     def local(self) -> Iterator[Path]:
         """See ``TableStore.local``."""
         with tempfile.TemporaryDirectory(prefix="lorien-features-") as folder:
-            paths = {name: Path(folder) / name for name in self.names()}
+            paths = {name: Path(folder) / name for name in self._names()}
             if not paths:
                 raise BadInput(f"no feature tables in {self.url}. Fix: lorien featurize LOGS -o {self.url}")
             for parent in {path.parent for path in paths.values()}:
                 parent.mkdir(parents=True, exist_ok=True)
             self._s3.download(paths)
             yield Path(folder)
+
+    def _names(self) -> list[str]:
+        return [name for page in self._s3.pages() for name in page if name.endswith(".parquet")]
+
+    def _about(self, name: str) -> TableAbout | None:
+        """What a table says of itself; None when it has been dropped since it was listed."""
+        tail = self._s3.tail(name, TAIL_BYTES)
+        if tail is not None and len(tail) == TAIL_BYTES:
+            footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+            if footer_bytes > len(tail):
+                tail = self._s3.tail(name, footer_bytes)
+        return None if tail is None else about_of(pa.BufferReader(tail), f"{self.url}/{name}")
 
 
 def about_of(table: Path | pa.BufferReader, where: str | None = None) -> TableAbout:

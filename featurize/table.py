@@ -119,9 +119,10 @@ def featurize(
     if not stored:
         raise BadInput(f"no logs in {logs.url}. Fix: lorien ingest PATH --dialect D --logs {logs.url}")
     store = open_tables(out)
-    _drop_tables_of_gone_logs(store, logs.url, {log.id for log in stored})
+    present = store.abouts()
+    _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
     todo = [shard for log in stored for shard in _shards(log, logs, store)]
-    stale = [shard for shard in todo if not _is_current(shard)]
+    stale = [shard for shard in todo if not _is_current(shard, present.get(shard.table))]
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
     stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
@@ -164,8 +165,7 @@ def _shards(log: StoredLog, logs: LogStore, store: TableStore) -> list[_Shard]:
     return [_Shard(logs, log, index, count, store) for index in range(count)]
 
 
-def _is_current(shard: _Shard) -> bool:
-    about = shard.tables.about(shard.table)
+def _is_current(shard: _Shard, about: TableAbout | None) -> bool:
     return (
         about is not None
         and about.source.get("fingerprint") == shard.log.fingerprint
@@ -173,11 +173,12 @@ def _is_current(shard: _Shard) -> bool:
     )
 
 
-def _drop_tables_of_gone_logs(store: TableStore, logs_url: str, present: set[str]) -> None:
+def _drop_tables_of_gone_logs(
+    store: TableStore, present: dict[str, TableAbout], logs_url: str, stored: set[str]
+) -> None:
     """A log that grew is stored under a new name: the tables of the old one would count its records twice."""
-    for name in store.names():
-        about = store.about(name)
-        if about and about.source.get("store") == logs_url and about.source.get("log") not in present:
+    for name, about in present.items():
+        if about.source.get("store") == logs_url and about.source.get("log") not in stored:
             logger.info("dropping %s: its log %s is no longer in the store", name, about.source.get("log"))
             store.drop(name)
 

@@ -100,10 +100,11 @@ class Service:
 def explained(error_type: type[LorienError], what: str, effect: str) -> Iterator[None]:
     """Turn what boto3 raises into ``error_type``: what failed, why, what it left behind, and what to do."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import RetriesExceededError
 
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, RetriesExceededError) as error:
         fix = _FIXES.get(code_of(error), "see that the endpoint can be reached, then run again")
         raise error_type(f"{what}: {error}. {effect} Fix: {fix}") from error
 

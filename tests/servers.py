@@ -89,12 +89,13 @@ def make_bucket(url: str) -> None:
 class FaultyProxy:
     """A way to an HTTP server on which requests meet what is in ``faults``, one each, in order; then no fault.
 
-    None: no fault. ``DROP``: the server is not reached. ``LOSE_ANSWER``: the request is carried out, its answer lost.
-    Another text: the DynamoDB error of that name.
+    None: no fault. ``DROP``: the server is not reached. ``LOSE_ANSWER``: the request is carried out, its answer lost;
+    ``CUT_ANSWER``: half of it. Another text: the DynamoDB error of that name.
     """
 
     DROP = "drop"
     LOSE_ANSWER = "lose answer"
+    CUT_ANSWER = "cut answer"
 
     def __init__(self, target: str) -> None:
         self.faults: deque[str | None] = deque()
@@ -106,8 +107,9 @@ class FaultyProxy:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 fault = proxy.faults.popleft() if proxy.faults else None
-                if fault not in (None, proxy.DROP, proxy.LOSE_ANSWER):
-                    self.answer(400, [], json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode())
+                if fault not in (None, proxy.DROP, proxy.LOSE_ANSWER, proxy.CUT_ANSWER):
+                    text = json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode()
+                    self.answer(400, [("Content-Length", str(len(text)))], text)
                     return
                 if fault != proxy.DROP:
                     connection = HTTPConnection(address)
@@ -119,16 +121,19 @@ class FaultyProxy:
                     if fault is None:
                         self.answer(reply.status, reply.getheaders(), content)
                         return
+                    if fault == proxy.CUT_ANSWER:
+                        self.answer(reply.status, reply.getheaders(), content[: len(content) // 2])
                 self.close_connection = True
 
-            do_DELETE = do_GET = do_PUT = do_POST  # noqa: N815
+            do_DELETE = do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815
 
             def answer(self, status: int, headers: Sequence[tuple[str, str]], content: bytes) -> None:
                 self.send_response(status)
                 for name, value in headers:
-                    if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                    if name.lower() not in ("connection", "transfer-encoding"):
                         self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
+                if not any(name.lower() == "content-length" for name, _ in headers):
+                    self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
 

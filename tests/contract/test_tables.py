@@ -33,48 +33,45 @@ def write(store: TableStore, log: str, name: str = NAME, meaning: str = "a colum
     return table
 
 
-def source(store: TableStore, name: str = NAME) -> str | None:
-    about = store.about(name)
-    return about.source["log"] if about else None
+def sources(store: TableStore) -> dict[str, str]:
+    return {name: about.source["log"] for name, about in store.abouts().items()}
 
 
 def test_nothing_is_there_at_first(store: TableStore) -> None:
-    assert store.names() == []
-    assert store.about(NAME) is None
+    assert store.abouts() == {}
     store.drop(NAME)
 
 
 def test_what_is_written_comes_back(store: TableStore) -> None:
     other = NAME.replace("llvm", "cuda")
     tables = {name: write(store, name, name) for name in (NAME, other)}
-    assert store.names() == sorted(tables)
-    assert source(store) == NAME
+    assert list(sources(store).items()) == [(name, name) for name in sorted(tables)]
     with store.local() as folder:
         for name, table in tables.items():
             assert pq.read_table(folder / name, partitioning=None).equals(table)
     store.drop(NAME)
-    assert store.names() == [other]
+    assert sources(store) == {other: other}
 
 
 def test_a_table_is_replaced_whole(store: TableStore) -> None:
     write(store, "old")
     with pytest.raises(FileNotFoundError), store.writing(NAME) as path:
         path.with_name("full disk").rename(path)
-    assert source(store) == "old"
+    assert sources(store) == {NAME: "old"}
     write(store, "new")
-    assert (source(store), store.names()) == ("new", [NAME])
+    assert sources(store) == {NAME: "new"}
 
 
 def test_a_footer_of_any_length_is_read(store: TableStore) -> None:
     write(store, "long", meaning="m" * TAIL_BYTES)
-    assert source(store) == "long"
+    assert sources(store) == {NAME: "long"}
 
 
 def test_what_is_no_table_is_refused(store: TableStore) -> None:
     with store.writing(NAME) as path:
         path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(SchemaMismatch, match="no readable Parquet"):
-        store.about(NAME)
+        store.abouts()
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import boto3
@@ -202,6 +203,31 @@ def test_wrong_credentials(s3_folder: Callable[[str], str], monkeypatch: pytest.
     monkeypatch.setenv(name, "wrong")
     with pytest.raises(StoreUnavailable, match=r"Fix: .*aws configure"):
         list(open_logs(url).list())
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("cuts", [1, 20])
+def test_a_log_that_comes_in_pieces(
+    s3_folder: Callable[[str], str],
+    aws: Callable[[str], str],
+    autotvm_log: Callable[..., Path],
+    line: Callable[..., str],
+    cuts: int,
+) -> None:
+    """One cut is mended on the way; cut again and again, it is no log, and what was there of it is gone."""
+    log = autotvm_log("net.log", [line(tile=tile) for tile in range(1, 20)])
+    url, proxy = s3_folder("seaweedfs"), servers.FaultyProxy(aws("seaweedfs"))
+    ingest([log], open_logs(url), dialect=open_dialect("autotvm"), target=TARGET)
+    store = open_logs(url.replace(aws("seaweedfs"), proxy.url))
+    try:
+        (stored,) = store.list()
+        proxy.faults.extend([None, None] + [proxy.CUT_ANSWER] * cuts)  # the sidecar, the size
+        with ExitStack() as stack:
+            if cuts > 1:
+                stack.enter_context(pytest.raises(StoreUnavailable, match=r"cannot read.*Fix: .*run again"))
+            assert stack.enter_context(store.local(stored)).read_bytes() == log.read_bytes()
+    finally:
+        proxy.close()
 
 
 @pytest.mark.parametrize("server", ["moto", "seaweedfs"])

@@ -37,6 +37,7 @@ ROOMS = {
     "catboost": ("lorien.models",),
     "boto3": ("lorien.aws", "lorien.s3"),
     "botocore": ("lorien.aws", "lorien.s3"),
+    "s3transfer": ("lorien.aws",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
     "typer": ("lorien.cli",),
