@@ -185,7 +185,7 @@ class DynamoDatabase:
             if code_of(error) == "ResourceNotFoundException":
                 return None
             if code_of(error) == "ValidationException":
-                raise BadInput(f"table {self._table} is of another program ({error}). Fix: give another") from None
+                raise BadInput(f"{self._table} is no table of schedules: {error}. Fix: give another table") from None
             raise
         return _row(answer["Item"]) if "Item" in answer else None
 

@@ -145,8 +145,8 @@ def test_related_targets_of_the_family_take_turns(database: ScheduleDatabase) ->
 
 def test_query_filters_and_streams_in_order(database: ScheduleDatabase) -> None:
     other = Target.parse("llvm -mcpu=znver4")
-    for workload in range(150):
-        database.put(made(1.0, workload=workload, network="even" if workload % 2 == 0 else "odd"))
+    networks = ("even", "odd")
+    database.put_many(made(1.0, workload=workload, network=networks[workload % 2]) for workload in range(150))
     database.put(made(2.0, target=other, dialect="metaschedule"))
     assert len(list(database.query())) == 151
     assert len(list(database.query(target=other))) == len(list(database.query(dialect="metaschedule"))) == 1
@@ -159,7 +159,7 @@ def test_query_filters_and_streams_in_order(database: ScheduleDatabase) -> None:
 
 
 def test_writing_while_a_query_streams(database: ScheduleDatabase) -> None:
-    database.put_many(made(1.0, workload=workload) for workload in range(200))
+    database.put_many(made(1.0, workload=workload) for workload in range(100))
     for record in database.query():
         assert not database.put(record)
 
