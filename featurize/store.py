@@ -140,16 +140,20 @@ class S3Tables:
             yield Path(folder)
 
     def _names(self) -> list[str]:
-        return [name for page in self._s3.pages() for name in page if name.endswith(".parquet")]
+        # A key may be any text; these become paths.
+        names = (name for page in self._s3.pages() for name in page if not {"", ".."} & set(name.split("/")))
+        return [name for name in names if name.endswith(".parquet")]
 
     def _about(self, name: str) -> TableAbout | None:
         """What a table says of itself; None when it has been dropped since it was listed."""
-        tail = self._s3.tail(name, TAIL_BYTES)
-        if tail is not None and len(tail) == TAIL_BYTES:
-            footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-            if footer_bytes > len(tail):
-                tail = self._s3.tail(name, footer_bytes)
-        return None if tail is None else about_of(pa.BufferReader(tail), f"{self.url}/{name}")
+        footer_bytes = TAIL_BYTES
+        while found := self._s3.read(name, footer_bytes):
+            tail = found.content
+            needed_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+            if len(tail) < footer_bytes or needed_bytes <= footer_bytes:
+                return about_of(pa.BufferReader(tail), f"{self.url}/{name}")
+            footer_bytes = needed_bytes
+        return None
 
 
 def about_of(table: Path | pa.BufferReader, where: str | None = None) -> TableAbout:

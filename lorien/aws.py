@@ -58,6 +58,8 @@ class Service:
         options = dict(parse_qsl(parts.query))
         if not parts.netloc or set(options) - set(OPTIONS):
             raise BadInput(f"{url!r}: write {parts.scheme}://NAME, with ?{'=...&'.join(OPTIONS)}=... where needed")
+        if not options.get("endpoint_url", "http://").startswith(("http://", "https://")):
+            raise BadInput(f"{url!r}: an endpoint_url begins with http:// or https://")
         try:
             import boto3  # noqa: F401
         except ImportError:

@@ -48,14 +48,18 @@ class S3Folder:
             for page in pages:
                 yield [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
 
-    def read(self, name: str) -> Object | None:
-        """A small object; None when it is not there."""
-        return self._get(name)
-
-    def tail(self, name: str, size: int) -> bytes | None:
-        """The last bytes of an object, at most ``size``; None when it is not there."""
-        found = self._get(name, Range=f"bytes=-{size}")
-        return None if found is None else found.content
+    def read(self, name: str, last_bytes: int | None = None) -> Object | None:
+        """A small object, or at most its last bytes; None when it is not there."""
+        part = {} if last_bytes is None else {"Range": f"bytes=-{last_bytes}"}
+        with self._explained(f"read {name} of"):
+            try:
+                answer = self._service.client.get_object(**self._at(name), **part)
+            except Exception as error:
+                if code_of(error) == "NoSuchKey":
+                    return None
+                raise
+            with answer["Body"] as body:
+                return Object(body.read(), answer["ETag"])
 
     def write(self, name: str, content: bytes, replacing: Object | None) -> bool:
         """Write a small object over the one that was read, or where there was none.
@@ -67,7 +71,7 @@ class S3Folder:
             try:
                 self._service.client.put_object(Body=content, **self._at(name), **condition)
             except Exception as error:
-                if code_of(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                if code_of(error) not in ("PreconditionFailed", "NoSuchKey"):
                     raise
                 # Ours, when only the answer was lost and the request sent twice.
                 present = self.read(name)
@@ -107,17 +111,6 @@ class S3Folder:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-    def _get(self, name: str, **part: str) -> Object | None:
-        with self._explained(f"read {name} of"):
-            try:
-                answer = self._service.client.get_object(**self._at(name), **part)
-            except Exception as error:
-                if code_of(error) == "NoSuchKey":
-                    return None
-                raise
-            with answer["Body"] as body:
-                return Object(body.read(), answer["ETag"])
 
     def _transfers(self) -> Any:
         """What sends and fetches files, their parts side by side; left with an error, it cancels the rest."""

@@ -101,15 +101,15 @@ class DynamoDatabase:
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
         """See ``ScheduleDatabase.related``."""
-        pages = self._service.client.get_paginator("query").paginate(
-            TableName=self._table,
-            IndexName=_RELATED,
-            KeyConditionExpression=f"{_RELATED} = :related",
-            ExpressionAttributeValues={":related": {"S": _related(target, workload_key)}},
-        )
         with self._explained():
-            rows = [_row(row) for page in pages for row in page["Items"]]
-            items = [_item(row) for row in self._read(_key(row) for row in rows if row[_TARGET] != target.key).values()]
+            pages = self._service.client.get_paginator("query").paginate(
+                TableName=self._table,
+                IndexName=_RELATED,
+                KeyConditionExpression=f"{_RELATED} = :related",
+                ExpressionAttributeValues=_stored({":related": _related(target, workload_key)}),
+            )
+            keys = [_key(_row(row)) for page in pages for row in page["Items"]]
+            items = [_item(row) for row in self._read(key for key in keys if key[0] != target.key).values()]
         ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
         return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
 

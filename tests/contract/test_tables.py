@@ -12,6 +12,7 @@ import pytest
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.featurize.schema import ROW_FIELDS, Column, FeatureSet
 from lorien.featurize.store import TAIL_BYTES, TableStore, open_tables
+from lorien.s3 import S3Folder
 
 BACKENDS = ("local", "moto", "seaweedfs")
 NAME = "dialect=toy/target=llvm/net-0of1.parquet"
@@ -72,6 +73,17 @@ def test_what_is_no_table_is_refused(store: TableStore) -> None:
         path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(SchemaMismatch, match="no readable Parquet"):
         store.abouts()
+
+
+def test_keys_that_lead_elsewhere_are_no_tables(s3_folder: Callable[[str], str]) -> None:
+    url = s3_folder("moto")
+    objects, store = S3Folder(url), open_tables(url)
+    write(store, "log")
+    for name in ("../../escaped.parquet", "/absolute.parquet"):
+        assert objects.write(name, b"", None)
+    assert list(store.abouts()) == [NAME]
+    with store.local() as folder:
+        assert [path.name for path in folder.rglob("*.parquet")] == [Path(NAME).name]
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -122,9 +122,9 @@ def test_tables_that_cannot_be_used(aws: Callable[[str], str]) -> None:
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    for name in ("foreign", "x"):
+    for create in (None, True):
         with pytest.raises(BadInput, match="no table of schedules"):
-            open_database(url.format(name), create=True)
+            open_database(url.format("foreign"), create=create)
     open_database(url.format("newer"), create=True).close()
     client.update_item(
         TableName="newer",
@@ -142,6 +142,8 @@ def test_tables_that_cannot_be_used(aws: Callable[[str], str]) -> None:
 def test_a_url_that_is_none(text: str) -> None:
     with pytest.raises(BadInput, match=r"write dynamodb://NAME"):
         open_database(text)
+    with pytest.raises(BadInput, match="begins with http"):
+        open_logs("s3://bucket?endpoint_url=localhost:8333")
 
 
 def test_a_server_killed_in_the_middle_of_commits(aws_credentials: None, tmp_path: Path) -> None:
