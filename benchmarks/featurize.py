@@ -64,7 +64,7 @@ def stock(data: Path) -> tuple[int, float, float]:
     with gzip.open(folder / "database_tuning_record.json.gz", "rt") as file:
         lines = file.read().splitlines()[:STOCK_RECORDS]
     extractor = ms.feature_extractor.PerStoreFeature(extract_workload=True)
-    context = ms.TuneContext(target="llvm -num-cores 2", num_threads=1)
+    context = ms.TuneContext(target={"kind": "llvm", "num-cores": 2}, num_threads=1)
     started_s = time.perf_counter()
     for line in lines:
         index, record = json.loads(line)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SEARCH_S = 8.0
+"""Seconds of search per workload: with loading, building and running, an answer takes under 20 s on two cores."""
+
 
 class Source(str, Enum):
     """Where a delivered schedule comes from."""
@@ -101,7 +104,7 @@ class Deliverer:
     top_k : int
         Candidates to verify.
     search_s : float, optional
-        Seconds to spend on searching per workload; the dialect's own effort by default.
+        Seconds to search per workload; None for the dialect's own effort, the same candidates for the same seed.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Deliverer:
         ranker: Ranker | None = None,
         measurer: Measurer | None = None,
         top_k: int = 8,
-        search_s: float | None = None,
+        search_s: float | None = SEARCH_S,
         seed: int = 0,
     ) -> None:
         self.target = target
@@ -186,7 +189,7 @@ class Deliverer:
             workload,
             self.target,
             4 * self._top_k,
-            self._ranker.score,
+            self._ranker.guide,
             seed=self._seed,
             budget_s=self._search_s,
         )
@@ -225,7 +228,7 @@ def open_deliverer(
     models: str | None = None,
     top_k: int = 8,
     verify: bool = True,
-    search_s: float | None = None,
+    search_s: float | None = SEARCH_S,
     seed: int = 0,
 ) -> Iterator[Deliverer]:
     """A ``Deliverer`` from URLs. A target that no model was trained for is answered by default schedules.

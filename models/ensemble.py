@@ -56,14 +56,12 @@ class Ensemble:
     predictor: Any
 
     def lowered(self, fold: int | None = None) -> bytes:
-        """LightGBM text of the whole ensemble, or of the part that has not seen the rows of ``fold``."""
-        chosen = [
-            (member.share / (len(member.boosters) if fold is None else 1), booster)
-            for member in self.members
-            for index, booster in enumerate(member.boosters)
-            if fold in (None, index)
-        ]
-        return lower(chosen, self.columns)
+        """LightGBM text of the ensemble, fold after fold, or of the part that has not seen the rows of ``fold``."""
+        folds = range(len(self.members[0].boosters)) if fold is None else (fold,)
+        return lower(
+            [(member.share / len(folds), member.boosters[index]) for index in folds for member in self.members],
+            self.columns,
+        )
 
     def predict(self, features: Features) -> FloatArray:
         """What AutoGluon itself predicts: (rows,)."""

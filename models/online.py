@@ -43,7 +43,7 @@ class OnlineModel:
     Parameters
     ----------
     prior : callable, optional
-        Features (rows, columns) to scores (rows,): a ``Ranker.score``. None learns from the session alone.
+        Features (rows, columns) to scores (rows,): a ``Ranker.guide``. None learns from the session alone.
     """
 
     def __init__(self, prior: PriorFn | None) -> None:

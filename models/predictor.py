@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CAUTION = 0.5
+
 
 class Ranker:
     """Ranks candidates of one dialect for one target. Deterministic; safe across threads.
@@ -70,7 +72,9 @@ class Ranker:
             )
         knots = stored.model.calibration
         self._scorer = Scorer(
-            TreeEnsemble(stored.read(SCORER_FILE)), Calibration(tuple(knots["raw"]), tuple(knots["fraction"]))
+            TreeEnsemble(stored.read(SCORER_FILE)),
+            stored.model.fold_trees,
+            Calibration(tuple(knots["raw"]), tuple(knots["fraction"])),
         )
 
     def rank(self, workload: Workload, candidates: Sequence[Candidate]) -> FloatArray:
@@ -109,6 +113,13 @@ class Ranker:
         Raises ``BadInput`` on another number of columns.
         """
         return self._scorer(features)
+
+    def guide(self, features: npt.NDArray[np.float32]) -> FloatArray:
+        """Score feature rows for a search: as ``score``, lower where the parts of the model disagree.
+
+        A search looks for what the model overrates; what only some of its parts praise is rarely good.
+        """
+        return self._scorer.cautious(features, CAUTION)
 
     def score_table(self, path: Path) -> FloatArray:
         """Score every row of a feature table, in its order, in batches: (rows,).

@@ -56,16 +56,27 @@ class TreeEnsemble:
 
     def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
         """Raw scores (rows,) of features (rows, columns). Raises ``BadInput`` on another number of columns."""
+        (scores,) = self.parts(features, [self.trees])
+        return scores
+
+    def parts(self, features: npt.NDArray[np.float32], trees: Sequence[int]) -> FloatArray:
+        """What consecutive groups of trees add: (groups, rows), for groups of the sizes given, from the first tree on.
+
+        Raises ``BadInput`` on another number of columns.
+        """
         matrix = np.ascontiguousarray(features, dtype=np.float32)
         if matrix.ndim != 2 or matrix.shape[1] != self.columns:
             raise BadInput(f"features of shape {matrix.shape} given to a model of {self.columns} columns")
-        scores = np.zeros(len(matrix), dtype=np.float64)
+        scores = np.zeros((len(trees), len(matrix)), dtype=np.float64)
         threads = self._cores if len(matrix) >= PARALLEL_ROWS else 1
-        for first in range(0, self.trees if len(matrix) else 0, PASS_TREES):
-            scores += self._pass(matrix, first, threads)
+        last = 0
+        for part, count in zip(scores, trees, strict=True):
+            first, last = last, last + count
+            for start in range(first, last if len(matrix) else first, PASS_TREES):
+                part += self._pass(matrix, start, min(PASS_TREES, last - start), threads)
         return scores
 
-    def _pass(self, matrix: npt.NDArray[np.float32], first: int, threads: int) -> FloatArray:
+    def _pass(self, matrix: npt.NDArray[np.float32], first: int, count: int, threads: int) -> FloatArray:
         scores = np.empty(len(matrix), dtype=np.float64)
         written = ctypes.c_int64()
         status = self._library.LGBM_BoosterPredictForMat(
@@ -77,7 +88,7 @@ class TreeEnsemble:
             ctypes.c_int(1),  # row major
             ctypes.c_int(_RAW_SCORE),
             ctypes.c_int(first),
-            ctypes.c_int(PASS_TREES),
+            ctypes.c_int(count),
             f"verbosity=-1 num_threads={threads}".encode(),
             ctypes.byref(written),
             scores.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
@@ -100,18 +111,29 @@ class Scorer:
     Parameters
     ----------
     trees : TreeEnsemble
-        What ranks.
+        What ranks: one group of trees for each fold, fitted without that fold's workloads.
+    fold_trees : sequence of int
+        Trees in each of the groups.
     calibration : Calibration
         What turns the rank into a fraction.
     """
 
-    def __init__(self, trees: TreeEnsemble, calibration: Calibration) -> None:
+    def __init__(self, trees: TreeEnsemble, fold_trees: Sequence[int], calibration: Calibration) -> None:
         self.trees = trees
+        self._fold_trees = fold_trees
         self._calibration = calibration
 
     def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
         """Scores (rows,) in [0, 1] of features (rows, columns); 0 for a row of NaN, which could not be lowered."""
-        scores = self._calibration(self.trees(features))
+        return self._fractions(self.trees(features), features)
+
+    def cautious(self, features: npt.NDArray[np.float32], caution: float) -> FloatArray:
+        """As calling it, less ``caution`` times the standard deviation over the folds' opinions."""
+        parts = self.trees.parts(features, self._fold_trees)
+        return self._fractions(parts.sum(axis=0) - caution * len(parts) * parts.std(axis=0), features)
+
+    def _fractions(self, raw: FloatArray, features: npt.NDArray[np.float32]) -> FloatArray:
+        scores = self._calibration(raw)
         scores[np.isnan(features).all(axis=1)] = 0.0
         return scores
 

@@ -59,6 +59,8 @@ class Model:
         ``raw`` and ``fraction``: knots of the map from the trees' sum to an expected fraction of the best.
     members : list of dict
         Models in the ensemble: name and share.
+    fold_trees : list of int
+        Trees of each fold in the scorer's text, in its order.
     libraries : dict of str to str
         Versions of the libraries that trained it.
     """
@@ -78,6 +80,7 @@ class Model:
     fit_seconds: float
     calibration: dict[str, list[float]]
     members: list[dict[str, Json]]
+    fold_trees: list[int]
     libraries: dict[str, str]
 
     @property

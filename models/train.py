@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,8 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
         )
         text = ensemble.lowered()
         _check_export(ensemble, text, matrix[:: 1 + len(matrix) // 512])
-        unseen = _unseen_scores(group, rows, ensemble, text, fold)
+        by_fold = [TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)]
+        unseen = _unseen_scores(group, rows, TreeEnsemble(text), by_fold, fold)
         calibration = calibrate(unseen[learn], value[learn], row_weights(rows.workload[learn]))
         reported = learn if options.holdout_network is None else test
         holdout: dict[str, Any] = dict(ranking_scores(rows.candidates(reported), unseen[reported]))
@@ -222,6 +223,7 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
             calibration={"raw": list(calibration.raw), "fraction": list(calibration.fraction)},
+            fold_trees=[trees.trees for trees in by_fold],
             members=[{"name": member.name, "share": member.share} for member in ensemble.members],
             libraries=library_versions(),
         )
@@ -254,15 +256,16 @@ def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
         raise LorienError(f"the exported trees differ from AutoGluon's prediction by {error:.2g}: please report this")
 
 
-def _unseen_scores(group: Tables, rows: Rows, ensemble: Ensemble, text: bytes, fold: IntArray) -> FloatArray:
+def _unseen_scores(
+    group: Tables, rows: Rows, whole: TreeEnsemble, by_fold: Sequence[TreeEnsemble], fold: IntArray
+) -> FloatArray:
     """Raw scores (rows,), each by boosters that never saw the row's workload.
 
     Rows of training workloads, sampled out or not, are scored by the boosters fitted without their fold; the others,
     by all of them.
     """
     row_fold = fold[rows.workload]
-    parts = {NO_FOLD: TreeEnsemble(text)}
-    parts |= {index: TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)}
+    parts = {NO_FOLD: whole, **dict(enumerate(by_fold))}
     scores = np.empty(len(rows))
     for here, batch in feature_batches(group):
         for index, trees in parts.items():

@@ -74,7 +74,7 @@ def tune(
             Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check))
         )
         database = stack.enter_context(open_database(db)) if db else None
-        prior = load_ranker(model, resolved, asked[0].dialect).score if model != "none" else None
+        prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None
         search = open_strategy(strategy, asked[0].dialect, resolved, prior, seed=seed)
         view = stack.enter_context(View(session, trials))
         interrupted = False

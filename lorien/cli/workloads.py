@@ -155,7 +155,7 @@ def rank(
     top_k: Annotated[int, typer.Option(min=1, help="Candidates to keep, and to verify.")] = 8,
     verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k on this machine.")] = False,
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
-    search_s: Annotated[float | None, typer.Option(min=0.1, help="Seconds of search per workload.")] = None,
+    search_s: Annotated[float, typer.Option(min=0.1, help="Seconds of search per workload.")] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:

@@ -146,6 +146,9 @@ def test_scores_are_fractions_in_the_order_given_and_zero_for_what_cannot_be_low
     np.testing.assert_array_equal(np.concatenate([ranker.score_table(path) for path in group.paths]), scores)
     assert ranker.score(np.full((2, 8), np.nan, dtype=np.float32)).tolist() == [0.0, 0.0]
     assert ranker.score(matrix[:0]).shape == (0,)
+    # Where the folds disagree, the guide of a search is below the score; it is never above by more than rounding.
+    assert (ranker.guide(matrix) <= scores + 1e-9).all()
+    assert (ranker.guide(matrix) < scores - 1e-9).any()
     with pytest.raises(BadInput, match="columns"):
         ranker.score(matrix[:, :5])
 

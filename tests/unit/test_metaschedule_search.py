@@ -140,6 +140,9 @@ def test_a_target_without_cores_says_what_it_lacks() -> None:
 
 
 def test_one_family_does_not_take_all_places() -> None:
-    found = [subject._Found(score, family, None) for score, family in ((9, b"a"), (8, b"a"), (7, b"a"), (3, b"b"))]
-    assert [one.score for one in subject._diverse(found, 3)] == [9, 8, 3]
-    assert [one.score for one in subject._diverse(found, 9)] == [9, 8, 7, 3]
+    ranked = [(9 - 0.1 * place, b"a") for place in range(subject.PER_FAMILY + 1)] + [(3.0, b"b")]
+    found = [subject._Found(score, family, None) for score, family in ranked]
+    scores = [score for score, _ in ranked]
+    count = subject.PER_FAMILY + 1
+    assert [one.score for one in subject._diverse(found, count)] == [*scores[: subject.PER_FAMILY], 3.0]
+    assert [one.score for one in subject._diverse(found, 99)] == scores

@@ -36,6 +36,8 @@ POPULATION = 256
 GENERATIONS = 4
 PROBE = 32
 """Samples that tell how fast this machine is and how large the space."""
+SAMPLING_SHARE = 0.3
+"""Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
 PRESSURE = 8
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
 _SMALLEST = 4
@@ -44,7 +46,7 @@ _EXHAUSTED = 0.5
 """Of a round of samples, the share that must be new for the space to be worth more of them."""
 FAMILY = ("main_parallel_extent", "main_vectorize_inner", "trace_spatial_tile0", "trace_reduce_tile0")
 """Features in which a family of schedules is alike. Where the model is wrong of one, it is wrong of all."""
-PER_FAMILY = 2
+PER_FAMILY = 4
 """Schedules of a family that are taken before another family's best."""
 _SEEDS = 2**31 - 2
 _FAMILY = [i for i, feature in enumerate(FEATURES) if feature.name in FAMILY]
@@ -74,7 +76,7 @@ def search(
     register_intrinsics(target)
     if score is None:
         return _random(_Space(workload, target, seed), count)
-    deadline_s = started_s + (budget_s if budget_s is not None else float("inf"))
+    budget_s = budget_s if budget_s is not None else float("inf")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, min(cores, POPULATION // (_SMALLEST * PROBE)))
     lock = threading.Lock()
@@ -85,7 +87,7 @@ def search(
 
     islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda island: island.evolve(POPULATION // cores, deadline_s), islands))
+        list(pool.map(lambda island: island.evolve(POPULATION // cores, budget_s), islands))
     found = {features: one for island in islands for features, one in island.found.items()}
     candidates = [candidate_of_trace(one.trace, one.score) for one in _diverse(found.values(), count)]
     best = {candidate.key: candidate for candidate in candidates}
@@ -180,8 +182,8 @@ class _Island:
         self._score = score
         self._scores: dict[Schedule, float] = {}
 
-    def evolve(self, population: int, deadline_s: float) -> None:
-        """Sample, then evolve, a population as large as the time allows."""
+    def evolve(self, population: int, budget_s: float) -> None:
+        """Sample a population, then breed from it until its generations, or the seconds, are used up."""
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
 
         started_s = time.monotonic()
@@ -191,22 +193,23 @@ class _Island:
             # A handful of schedules: more samples find all of them, and there is nothing to breed.
             self._weights(self._space.sample(PROBE))
             return
-        each_s = (time.monotonic() - started_s) / PROBE
-        affordable = (deadline_s - time.monotonic()) / (each_s * (GENERATIONS + 1))
-        population = int(min(population, affordable))
-        if population <= PROBE:
-            return
-        first += self._space.sample(population - PROBE)
+        while len(first) < population and time.monotonic() - started_s < SAMPLING_SHARE * budget_s:
+            first += self._space.sample(min(PROBE, population - len(first)))
+        scored_s = time.monotonic()
         expired = False
 
         def weigh(schedules: Sequence[Schedule]) -> FloatArray:
-            nonlocal expired
-            expired = time.monotonic() > deadline_s
+            nonlocal expired, scored_s
+            now_s = time.monotonic()
+            # This generation was bred since the last was scored, and its scores take as long again: not past the end.
+            expired = now_s + (now_s - scored_s) > started_s + budget_s
             if expired:
                 raise TimeoutError("out of time")  # the only way out of TVM's loop
-            return self._weights(schedules)
+            weights = self._weights(schedules)
+            scored_s = time.monotonic()
+            return weights
 
-        context = self._space.context(population, _cost_model(weigh))
+        context = self._space.context(len(first), _cost_model(weigh))
         try:
             ffi.SearchStrategyEvolutionarySearchEvolveWithCostModel(context.search_strategy, first, 1)
         except Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray
-from lorien.dialects.metaschedule.describe import Describer
+from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
@@ -30,14 +32,13 @@ GENERATIONS = 2
 FRESH = POPULATION // 4
 ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
-PRESSURE = 3
-"""Parents are drawn by (rank / population) to this power."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
 EXPLORE = 16
 """One candidate in so many is taken from the pool at random."""
 _DRY_ROUNDS = 2
 """Rounds without a new candidate after which a space counts as exhausted."""
+_FAMILY = [index for index, feature in enumerate(FEATURES) if feature.name in FAMILY]
 _TINY_SHARE = 0.5
 """Of random samples, how much must be distinct for the space to be worth more than random samples."""
 
@@ -159,7 +160,9 @@ class _Search:
         ran = [pair for pair in zip(latencies_s, schedules, strict=True) if pair[0] < math.inf]
         self._elite = sorted([*self._elite, *ran], key=lambda pair: pair[0])[:ELITE]
         if self._model is not None:
-            self._model.learn(self._workload.key, self._features(schedules), np.array(latencies_s))
+            rows = self._features(schedules)
+            self._spent.update(row.tobytes() for row in rows)
+            self._model.learn(self._workload.key, rows, np.array(latencies_s))
 
     def _sample(self, count: int) -> list[Schedule]:
         from tvm.s_tir.meta_schedule import _ffi_api
@@ -167,10 +170,10 @@ class _Search:
         return list(_ffi_api.SearchStrategyEvolutionarySearchSampleInitPopulation(self._strategy, count))
 
     def _bred(self) -> Iterator[Schedule]:
-        """New schedules, most promising first, some at random between them."""
+        """New schedules: the most promising of each family before the families' next, some at random between them."""
         from tvm.s_tir.meta_schedule import _ffi_api
 
-        parents = self._sample(FRESH if self._pool else POPULATION)
+        parents = self._sample(FRESH if self._pool else POPULATION - len(self._elite))
         if not self._pool and len(set(map(bytes, self._features(parents)))) < _TINY_SHARE * len(parents):
             self._tiny = True
             yield from parents
@@ -178,10 +181,10 @@ class _Search:
         parents += [schedule for _, schedule in self._elite]
         parents += self._ranked()[: POPULATION - len(parents)]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
-        ranked = self._ranked()
-        ranked = ranked[:POOL]
+        ranked = self._ranked()[:POOL]
         self._pool = {self._rows[schedule].tobytes(): schedule for schedule in ranked}
         self._rows = {schedule: self._rows[schedule] for schedule in (*ranked, *(s for _, s in self._elite))}
+        ranked = self._by_families(ranked)
         for number in range(len(ranked)):
             explore = number % EXPLORE == EXPLORE - 1
             schedule = ranked.pop(int(self._rng.integers(len(ranked))) if explore else 0)
@@ -194,6 +197,15 @@ class _Search:
         """The pool, best score first."""
         schedules = list(self._pool.values())
         return [schedules[i] for i in np.argsort(-self._scores(schedules))] if schedules else []
+
+    def _by_families(self, ranked: list[Schedule]) -> list[Schedule]:
+        members: Counter[bytes] = Counter()
+        places = []
+        for schedule in ranked:
+            family = self._rows[schedule][_FAMILY].tobytes()
+            places.append(members[family] // PER_FAMILY)
+            members[family] += 1
+        return [ranked[i] for i in np.argsort(places, kind="stable")]
 
     def _breeding_weights(self, schedules: list[Schedule]) -> FloatArray:
         """What TVM asks of each generation; all that is new in it goes to the pool."""
