@@ -90,11 +90,16 @@ class Service:
     def _connect(self) -> Any:
         import boto3
         from botocore.config import Config
+        from botocore.session import get_session
 
-        session = boto3.Session(region_name=self._options.get("region"))
-        chosen = session._session.get_config_variable  # What the user set; boto3 has no public way to ask.
-        retries = {"mode": chosen("retry_mode"), "total_max_attempts": chosen("max_attempts") or MAX_ATTEMPTS}
-        config = Config(retries=retries, max_pool_connections=MAX_CONNECTIONS, connect_timeout=10)
+        core = get_session()
+        mode, attempts = (core.get_config_variable(name) for name in ("retry_mode", "max_attempts"))
+        config = Config(
+            retries={"mode": mode, "total_max_attempts": attempts or MAX_ATTEMPTS},
+            max_pool_connections=MAX_CONNECTIONS,
+            connect_timeout=10,
+        )
+        session = boto3.Session(botocore_session=core, region_name=self._options.get("region"))
         return session.client(self._service, endpoint_url=self._options.get("endpoint_url"), config=config)
 
 

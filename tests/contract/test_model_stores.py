@@ -45,6 +45,7 @@ def described(target: str = "llvm", rows: int = 1) -> Model:
         calibration={"raw": [0.0, 1.0], "fraction": [0.0, 1.0]},
         members=[],
         libraries={},
+        fold_trees=[1],
     )
 
 
