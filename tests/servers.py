@@ -90,12 +90,14 @@ class FaultyProxy:
     """A way to an HTTP server on which requests meet what is in ``faults``, one each, in order; then no fault.
 
     None: no fault. ``DROP``: the server is not reached. ``LOSE_ANSWER``: the request is carried out, its answer lost;
-    ``CUT_ANSWER``: half of it. Another text: the DynamoDB error of that name.
+    ``CUT_ANSWER``: half of it; ``UNPROCESSED``: a BatchGetItem gives nothing and says so. Another text: the DynamoDB
+    error of that name.
     """
 
     DROP = "drop"
     LOSE_ANSWER = "lose answer"
     CUT_ANSWER = "cut answer"
+    UNPROCESSED = "unprocessed"
 
     def __init__(self, target: str) -> None:
         self.faults: deque[str | None] = deque()
@@ -107,9 +109,11 @@ class FaultyProxy:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 fault = proxy.faults.popleft() if proxy.faults else None
+                if fault == proxy.UNPROCESSED:
+                    self.say(200, {"Responses": {}, "UnprocessedKeys": json.loads(body)["RequestItems"]})
+                    return
                 if fault not in (None, proxy.DROP, proxy.LOSE_ANSWER, proxy.CUT_ANSWER):
-                    text = json.dumps({"__type": f"x#{fault}", "message": "injected"}).encode()
-                    self.answer(400, [("Content-Length", str(len(text)))], text)
+                    self.say(400, {"__type": f"x#{fault}", "message": "injected"})
                     return
                 if fault != proxy.DROP:
                     connection = HTTPConnection(address)
@@ -126,6 +130,10 @@ class FaultyProxy:
                 self.close_connection = True
 
             do_DELETE = do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815
+
+            def say(self, status: int, value: dict[str, object]) -> None:
+                text = json.dumps(value).encode()
+                self.answer(status, [("Content-Length", str(len(text)))], text)
 
             def answer(self, status: int, headers: Sequence[tuple[str, str]], content: bytes) -> None:
                 self.send_response(status)

@@ -123,6 +123,7 @@ class DynamoDatabase:
         """See ``ScheduleDatabase.query``. A key is found by the table's own; all else is read and sorted out here."""
         begin = f"{workload}#" if workload and _KEY.fullmatch(workload) else ""
         name = None if begin else workload
+        pattern = (name or "").replace("[^", "[!")  # As SQLite has it, and as Python has it.
         with self._explained():
             for key in [target.key] if target else self._known_targets():
                 for row in self._rows(key, begin):
@@ -131,20 +132,20 @@ class DynamoDatabase:
                     if (
                         dialect in (None, found.dialect)
                         and (network is None or network in found.networks)
-                        and (name is None or name == found.name or fnmatchcase(found.name, name))
+                        and (name is None or name == found.name or fnmatchcase(found.name, pattern))
                     ):
                         yield from item.records()
 
     def stats(self) -> DatabaseStats:
         """See ``ScheduleDatabase.stats``. Reads the whole table."""
-        targets, workloads, records = 0, set(), 0
+        targets, workloads, records = set(), set(), 0
         with self._explained():
             for key in self._known_targets():
-                counts = [(row[_ITEM].partition("#")[0], len(orjson.loads(row["records"]))) for row in self._rows(key)]
-                targets += bool(counts)
-                workloads |= {workload for workload, _ in counts}
-                records += sum(count for _, count in counts)
-        return DatabaseStats(targets, len(workloads), records)
+                for item in map(_item, self._rows(key)):
+                    targets.add(key)
+                    workloads.add(item.workload.key)
+                    records += len(item.entries)
+        return DatabaseStats(len(targets), len(workloads), records)
 
     def close(self) -> None:
         """See ``ScheduleDatabase.close``; a later call connects again."""
@@ -165,10 +166,11 @@ class DynamoDatabase:
                 about = self._about()
         if about is None:
             raise BadInput(f"no schedule database at {url}. Fix: lorien database create {url}")
-        if about["schema"] != str(SCHEMA_VERSION):
+        schema = about.get("schema")
+        if schema != str(SCHEMA_VERSION):
             raise SchemaMismatch(
-                f"table {self._table} has schema {about['schema']}, this Lorien reads {SCHEMA_VERSION}. Fix: use the "
-                "Lorien that wrote it, or lorien database copy with that one into a new table"
+                f"table {self._table} has schema {schema}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
+                "wrote it, or lorien database copy with that one into a new table"
             )
         kept = int(about["n_best"])
         if n_best not in (None, kept):
@@ -228,9 +230,8 @@ class DynamoDatabase:
         """The rows of these keys that are there, as of now."""
         asked = [_stored({_TARGET: target, _ITEM: item}) for target, item in keys]
         found: dict[Key, Row] = {}
-        for attempt in range(MAX_TRIES):
-            if not asked:
-                return found
+        fruitless = 0
+        while asked:
             answer = self._service.client.batch_get_item(
                 RequestItems={self._table: {"Keys": asked[:BATCH_ITEMS], "ConsistentRead": True}}
             )
@@ -240,8 +241,11 @@ class DynamoDatabase:
             left = answer.get("UnprocessedKeys", {}).get(self._table, {}).get("Keys", [])
             asked = left + asked[BATCH_ITEMS:]
             if left and not rows:
-                _wait(attempt)
-        raise DatabaseUnavailable(f"table {self._table} is throttled. Nothing was changed. Fix: raise its capacity")
+                if fruitless == MAX_TRIES:
+                    raise DatabaseUnavailable(f"table {self._table} is throttled. Fix: raise its capacity, run again")
+                _wait(fruitless)
+                fruitless += 1
+        return found
 
     def _merge(self, new: Item, row: Row | None) -> int:
         """Merge into what is stored, read again as long as others come in between; how many schedules entered."""
@@ -250,24 +254,13 @@ class DynamoDatabase:
             merged, entered = merge(stored, new, self.n_best)
             if merged == stored:
                 return 0
-            version = uuid.uuid4().hex
-            values = {
-                "target": merged.target.to_json(),
-                "workload": merged.workload.to_json(),
-                "records": merged.entries,
-            }
-            changed = {
-                **dict(zip((_TARGET, _ITEM), _key(merged), strict=True)),
-                _RELATED: _related(merged.target, merged.workload.key),
-                "version": version,
-                **{name: orjson.dumps(value).decode() for name, value in values.items()},
-            }
+            changed = _changed(merged)
             if self._write(changed, row["version"] if row else None):
                 return entered
             if attempt:
                 _wait(attempt)
             row = self._read([_key(new)]).get(_key(new))
-            if row and row["version"] == version:
+            if row and row["version"] == changed["version"]:
                 return entered  # It was written, only the answer was lost and the request sent twice.
         raise DatabaseUnavailable(
             f"table {self._table}: others changed workload {new.workload.name!r} {MAX_TRIES} times. Nothing of it was "
@@ -317,8 +310,27 @@ def _row(stored: dict[str, dict[str, str]]) -> Row:
     return {name: value["S"] for name, value in stored.items() if "S" in value}
 
 
+def _changed(item: Item) -> Row:
+    """The item as it is to be stored, under a version of its own."""
+    target, workload, records = (
+        orjson.dumps(value).decode() for value in (item.target.to_json(), item.workload.to_json(), item.entries)
+    )
+    target_key, item_key = _key(item)
+    return {
+        _TARGET: target_key,
+        _ITEM: item_key,
+        _RELATED: _related(item.target, item.workload.key),
+        "version": uuid.uuid4().hex,
+        "target": target,
+        "workload": workload,
+        "records": records,
+    }
+
+
 def _item(row: Row) -> Item:
     try:
+        if not row["version"]:
+            raise ValueError("no version")
         workload = Workload.from_json(orjson.loads(row["workload"]))
         build = row[_ITEM].partition("#")[2]
         return Item(Target.parse(row["target"]), workload, build, tuple(orjson.loads(row["records"])))

@@ -152,6 +152,7 @@ def test_query_filters_and_streams_in_order(database: ScheduleDatabase) -> None:
     assert len(list(database.query(target=other))) == len(list(database.query(dialect="metaschedule"))) == 1
     assert len(list(database.query(network="odd"))) == 75
     assert len(list(database.query(TARGET, workload="dense14*"))) == 11
+    assert len(list(database.query(TARGET, workload="dense14[^2-9]"))) == 2
     assert len(list(database.query(workload="dense7"))) == 1
     assert len(list(database.query(workload=made(1, workload=7).workload.key))) == 1
     found = [(record.target.key, record.workload.key) for record in database.query()]

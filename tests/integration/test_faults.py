@@ -62,6 +62,15 @@ def test_throttling_is_waited_out(proxy: servers.FaultyProxy, database: Schedule
     assert kept(database, 0) == [1.0]
 
 
+def test_what_was_left_unprocessed_is_asked_again(proxy: servers.FaultyProxy, database: ScheduleDatabase) -> None:
+    """Taken for absent, the stored schedule would be lost."""
+    database.put(made(0, 1.0))
+    proxy.faults.extend([proxy.UNPROCESSED] * 3)
+    assert not database.put(made(0, 2.0))
+    assert not proxy.faults
+    assert kept(database, 0) == [1.0]
+
+
 def test_an_answer_that_is_lost_counts_once(proxy: servers.FaultyProxy, database: ScheduleDatabase) -> None:
     assert database.put(made(0, 2.0))
     # The read goes well. The write is carried out, and sent again.
