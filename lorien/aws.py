@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -67,6 +68,7 @@ class Service:
         self.name = parts.netloc
         self.path = parts.path.strip("/")
         self._service = service
+        self._url = url
         self._options = options
         self._client: tuple[int, Any] | None = None
 
@@ -84,8 +86,8 @@ class Service:
             self._client[1].close()
         self._client = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None}
+    def __reduce__(self) -> Any:
+        return _unpickled, (self._service, self._url)
 
     def _connect(self) -> Any:
         import boto3
@@ -101,6 +103,12 @@ class Service:
         )
         session = boto3.Session(botocore_session=core, region_name=self._options.get("region"))
         return session.client(self._service, endpoint_url=self._options.get("endpoint_url"), config=config)
+
+
+@lru_cache
+def _unpickled(service: str, url: str) -> Service:
+    """One for all tasks of a worker: each would spend a quarter of a second on a client of its own."""
+    return Service(service, url)
 
 
 @contextmanager

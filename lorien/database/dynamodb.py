@@ -169,8 +169,8 @@ class DynamoDatabase:
         schema = about.get("schema")
         if schema != str(SCHEMA_VERSION):
             raise SchemaMismatch(
-                f"table {self._table} has schema {schema}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
-                "wrote it, or lorien database copy with that one into a new table"
+                f"table {self._table} has schema {schema}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien "
+                "that wrote it, or lorien database copy with that one into a new table"
             )
         kept = int(about["n_best"])
         if n_best not in (None, kept):
