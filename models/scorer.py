@@ -56,7 +56,7 @@ class TreeEnsemble:
 
     def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
         """Raw scores (rows,) of features (rows, columns). Raises ``BadInput`` on another number of columns."""
-        (scores,) = self.parts(features, [self.trees])
+        scores: FloatArray = self.parts(features, [self.trees])[0]
         return scores
 
     def parts(self, features: npt.NDArray[np.float32], trees: Sequence[int]) -> FloatArray:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,10 +119,12 @@ def tune(
             told.add(index)
             if known := own.top():
                 _commit(session, index, database, known)
-                strategy.tell(own.workload, *zip(*known, strict=True))
+                with interrupts_wait():
+                    strategy.tell(own.workload, *zip(*known, strict=True))
         if config.trials_per_workload is not None:
             room = min(room, config.trials_per_workload - len(own.latencies_s))
-        candidates = _ask(strategy, own, min(room, config.batch))
+        with interrupts_wait():
+            candidates = _ask(strategy, own, min(room, config.batch))
         if not candidates:
             open_.remove(index)
             report.exhausted += room > 0
@@ -131,9 +136,26 @@ def tune(
         report.trials += len(measurements)
         report.measure_s += time.monotonic() - measuring_s
         _commit(session, index, database, list(zip(candidates, measurements, strict=True)))
-        strategy.tell(own.workload, candidates, measurements)
+        with interrupts_wait():
+            strategy.tell(own.workload, candidates, measurements)
     report.seconds = time.monotonic() - started_s
     return report
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Hold an interrupt back until the block ends: TVM aborts the process when one unwinds through its native code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts are the main thread's
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _acknowledge(

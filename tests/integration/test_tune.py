@@ -102,6 +102,21 @@ def test_limits_per_workload_and_round_robin(tmp_path, measurer):
         assert [len(own.latencies_s) for own in session.trials] == [5, 5, 5]
 
 
+def test_an_interrupt_in_a_search_waits_for_its_end_and_then_ends_the_run(tmp_path, measurer):
+    class Interrupted(Listed):
+        def ask(self, workload, count):
+            os.kill(os.getpid(), signal.SIGINT)
+            self.searched = True
+            return super().ask(workload, count)
+
+    strategy = Interrupted([{"run": 0.1}])
+    with Session.create(tmp_path / "s", WORKLOADS, TARGET) as session, pytest.raises(KeyboardInterrupt):
+        tune(session, strategy, measurer, TuneConfig(3))
+    assert strategy.searched
+    assert session.records == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_kills_at_any_time_lose_nothing_that_was_acknowledged(tmp_path):
     """The parent is killed after a random trial, at times one of its children before it; then the log is compared."""
     rng = random.Random(0)
