@@ -3,13 +3,14 @@
     python benchmarks/zero_shot.py --data DATASETS
 
 Trains on every MetaSchedule log but squeezenet's, asks for its six heaviest convolutions, cold, one `lorien rank
---verify` each, and compares with the best of the trials in squeezenet's own logs. That best schedule is built and run
-again here, between two of ours, so that both sides are measured on the same machine on the same day.
+--verify` each, and compares with the best of the 64 trials in squeezenet's own logs: with the latency in the log, and
+with what the log's three fastest schedules do when they are built and run here, right after ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import tempfile
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NETWORK = "squeezenet"
 TOP_K = 8
 WORKLOADS = 6
+AGAIN = 3
 
 
 def onnx_model() -> Path:
@@ -34,17 +36,15 @@ def onnx_model() -> Path:
 
 
 def tuned(logs: Path, workload_key: str, target: Target) -> tuple[float | None, float | None]:
-    """(latency in the log, latency when built and run again here) of the log's best schedule, in seconds."""
+    """(lowest latency in the log, lowest when its three fastest schedules are built and run again here), in seconds."""
     from lorien.database import open_database
     from lorien.tune.measure import Measurer
 
     with open_database(f"sqlite:///{logs.parent / 'tuned.db'}") as database:
-        (record,) = (
-            found for found in database.query() if found.workload.key == workload_key and found.network == NETWORK
-        )
-        with Measurer("metaschedule", target) as measurer:
-            (again,) = measurer.measure(record.workload, [record.candidate])
-    return record.measurement.latency_s, again.latency_s
+        records = list(itertools.islice(database.query(workload=workload_key, network=NETWORK), AGAIN))
+    with Measurer("metaschedule", target) as measurer:
+        again = measurer.measure(records[0].workload, [record.candidate for record in records])
+    return records[0].measurement.latency_s, min((m.latency_s for m in again if m.latency_s), default=None)
 
 
 def main() -> None:
