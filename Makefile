@@ -21,6 +21,7 @@ help:
 
 .venv/test.stamp: .venv/demo.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix .venv/npm dynalite@4; fi
 	@touch $@
 
 demo: .venv/demo.stamp

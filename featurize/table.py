@@ -24,10 +24,10 @@ from pebble import ProcessExpired, ProcessPool
 
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
-from lorien.errors import BadInput, LorienError, SchemaMismatch
+from lorien.errors import BadInput, LorienError
 from lorien.featurize import open_extractor
-from lorien.featurize.schema import ROW_FIELDS, TableAbout, read_about
-from lorien.files import TEMPORARY_PREFIX, atomic_file
+from lorien.featurize.schema import ROW_FIELDS, TableAbout
+from lorien.featurize.store import TableStore, about_of, open_tables
 from lorien.records import TuningRecord
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ logger = logging.getLogger(__name__)
 # Small enough that the garbage collector walks few objects: 1,024 rows go through a fifth faster than 8,192.
 BATCH_ROWS = 1024
 ROW_GROUP_ROWS = 64 * BATCH_ROWS
-# A temporary file this old belongs to a writer that was killed, not to one at work.
-LEFTOVER_AFTER_S = 3600
 Progress = Callable[[int, int, int], None]
 """Called with (tables done, tables to do, rows written so far)."""
 
@@ -60,15 +58,23 @@ class FeaturizeReport:
 
 @dataclass(frozen=True)
 class _Shard:
-    log_path: Path
-    log_name: str
-    dialect: str
-    info: LogInfo
-    target_key: str
-    shard: tuple[int, int]
-    size_bytes: int
-    table: Path
-    source: dict[str, str]
+    logs: LogStore
+    log: StoredLog
+    index: int
+    count: int
+    tables: TableStore
+
+    @property
+    def table(self) -> str:
+        """Its name in the data set."""
+        name = f"{self.log.id.rpartition('/')[2]}-{self.index}of{self.count}.parquet"
+        return f"dialect={self.log.dialect}/target={self.log.target.key}/{name}"
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What the table says of where it is from."""
+        shard = f"{self.index}/{self.count}"
+        return {"store": self.logs.url, "log": self.log.id, "fingerprint": self.log.fingerprint, "shard": shard}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class _ShardDone:
 
 def featurize(
     logs: LogStore,
-    out: Path,
+    out: str | Path,
     *,
     dialect: str | None = None,
     processes: int | None = None,
@@ -93,8 +99,8 @@ def featurize(
     ----------
     logs : LogStore
         Where the logs are.
-    out : Path
-        Folder of the Parquet data set: ``dialect=<name>/target=<key>/<log>-<shard>.parquet``.
+    out : str or Path
+        Folder or ``s3://`` URL of the Parquet data set: ``dialect=<name>/target=<key>/<log>-<shard>.parquet``.
     dialect : str, optional
         Only logs of this dialect.
     processes : int, optional
@@ -112,12 +118,14 @@ def featurize(
     stored = list(logs.list(dialect=dialect))
     if not stored:
         raise BadInput(f"no logs in {logs.url}. Fix: lorien ingest PATH --dialect D --logs {logs.url}")
-    _drop_tables_of_gone_logs(out, logs.url, {log.id for log in stored})
-    todo = [shard for log in stored for shard in _shards(log, logs, out)]
-    stale = [shard for shard in todo if not _is_current(shard)]
+    store = open_tables(out)
+    present = store.abouts()
+    _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
+    todo = [shard for log in stored for shard in _shards(log, logs, store)]
+    stale = [shard for shard in todo if not _is_current(shard, present.get(shard.table))]
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
-    stale.sort(key=lambda shard: -shard.size_bytes)
+    stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
     for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
         report.rows += done.rows
         report.skipped += done.skipped
@@ -143,7 +151,7 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
     for path in sorted(features.rglob("*.parquet")):
         if any(part.startswith(".") for part in path.relative_to(features).parts):
             continue
-        about = _about(path)
+        about = about_of(path)
         if dialect in (None, about.dialect) and target in (None, about.target):
             found.append((path, about))
     if not found:
@@ -152,55 +160,27 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
     return found
 
 
-def _about(path: Path) -> TableAbout:
-    try:
-        return read_about(pq.read_schema(path), str(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaMismatch(
-            f"{path} is no readable Parquet file ({error}). Fix: delete it and featurize again"
-        ) from None
-
-
-def _shards(log: StoredLog, logs: LogStore, out: Path) -> list[_Shard]:
+def _shards(log: StoredLog, logs: LogStore, store: TableStore) -> list[_Shard]:
     count = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
-    folder = out / f"dialect={log.dialect}" / f"target={log.target.key}"
-    with logs.local(log) as path:
-        return [
-            _Shard(
-                log_path=path,
-                log_name=log.id,
-                dialect=log.dialect,
-                info=log.info,
-                target_key=log.target.key,
-                shard=(index, count),
-                size_bytes=log.size_bytes // count,
-                table=folder / f"{log.id.rsplit('/', 1)[-1]}-{index}of{count}.parquet",
-                source={"store": logs.url, "log": log.id, "fingerprint": log.fingerprint, "shard": f"{index}/{count}"},
-            )
-            for index in range(count)
-        ]
+    return [_Shard(logs, log, index, count, store) for index in range(count)]
 
 
-def _is_current(shard: _Shard) -> bool:
-    if not shard.table.exists():
-        return False
-    about = _about(shard.table)
-    return about.source.get("fingerprint") == shard.source["fingerprint"] and (
-        about.feature_set == open_extractor(shard.dialect).features
+def _is_current(shard: _Shard, about: TableAbout | None) -> bool:
+    return (
+        about is not None
+        and about.source.get("fingerprint") == shard.log.fingerprint
+        and about.feature_set == open_extractor(shard.log.dialect).features
     )
 
 
-def _drop_tables_of_gone_logs(out: Path, store_url: str, present: set[str]) -> None:
+def _drop_tables_of_gone_logs(
+    store: TableStore, present: dict[str, TableAbout], logs_url: str, stored: set[str]
+) -> None:
     """A log that grew is stored under a new name: the tables of the old one would count its records twice."""
-    for path in out.rglob("*.parquet") if out.exists() else ():
-        if path.name.startswith(TEMPORARY_PREFIX):
-            if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
-                path.unlink()
-            continue
-        source = _about(path).source
-        if source.get("store") == store_url and source.get("log") not in present:
-            logger.info("dropping %s: its log %s is no longer in the store", path, source.get("log"))
-            path.unlink()
+    for name, about in present.items():
+        if about.source.get("store") == logs_url and about.source.get("log") not in stored:
+            logger.info("dropping %s: its log %s is no longer in the store", name, about.source.get("log"))
+            store.drop(name)
 
 
 def _run(
@@ -221,9 +201,9 @@ def _run(
                 try:
                     finished.append(future.result())
                 except ProcessExpired as error:
-                    report.failed_logs.append(f"{shard.log_name}: the worker died ({error})")
+                    report.failed_logs.append(f"{shard.log.id}: the worker died ({error})")
                 except (LorienError, OSError) as error:
-                    report.failed_logs.append(f"{shard.log_name}: {error}")
+                    report.failed_logs.append(f"{shard.log.id}: {error}")
                 if progress is not None:
                     progress(len(finished) + len(report.failed_logs), len(shards), sum(d.rows for d in finished))
         except BaseException:
@@ -235,20 +215,25 @@ def _run(
 def _write_shard(shard: _Shard) -> _ShardDone:
     # Two workers on two cores: threads inside them would only get in each other's way.
     pa.set_cpu_count(1)
-    extractor = open_extractor(shard.dialect)
-    schema = extractor.features.arrow_schema(shard.dialect, shard.target_key, shard.source)
+    log = shard.log
+    extractor = open_extractor(log.dialect)
+    schema = extractor.features.arrow_schema(log.dialect, log.target.key, shard.source)
     report, rows = ReadReport(), 0
-    with atomic_file(shard.table) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        shard.logs.local(log) as path,
+        shard.tables.writing(shard.table) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         batches: list[pa.RecordBatch] = []
-        for records, features in extractor.extract_log(shard.log_path, shard.info, report, shard.shard, BATCH_ROWS):
-            batches.append(_record_batch(schema, records, features, shard.info))
+        for records, features in extractor.extract_log(path, log.info, report, (shard.index, shard.count), BATCH_ROWS):
+            batches.append(_record_batch(schema, records, features, log.info))
             rows += len(records)
             if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(batches))
                 batches = []
         if batches:
             writer.write_table(pa.Table.from_batches(batches))
-    return _ShardDone(str(shard.table), rows, report.unreadable, tuple(report.reasons))
+    return _ShardDone(f"{shard.tables.url}/{shard.table}", rows, report.unreadable, tuple(report.reasons))
 
 
 def _record_batch(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorien.errors import BadInput
+from lorien.featurize.store import open_tables
 from lorien.models.data import feature_batches, group_tables, read_rows
 from lorien.models.metrics import ranking_scores
 from lorien.models.predictor import load_ranker
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    features: Path, models: str | Path, *, holdout_network: str | None = None, target: str | None = None
+    features: str | Path, models: str | Path, *, holdout_network: str | None = None, target: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """Score the models of a store on feature tables, beside a random ranking.
 
@@ -26,8 +27,8 @@ def evaluate(
 
     Parameters
     ----------
-    features : Path
-        Folder of feature tables.
+    features : str or Path
+        Folder or ``s3://`` URL of feature tables.
     models : str or Path
         Model store.
     holdout_network : str, optional
@@ -51,34 +52,35 @@ def evaluate(
     SchemaMismatch, ChecksumMismatch
         A table or a model cannot be used.
     """
-    groups = group_tables(features, target=Target.parse(target).key if target else None)
-    keys = [group.target for group in groups]
     results: dict[str, dict[str, Any]] = {}
     dropped_in_all = 0
-    for group in groups:
-        rows = read_rows(group)
-        wanted = rows.all()
-        if holdout_network is not None:
-            wanted = np.array([*(name == holdout_network for name in rows.networks), False])[rows.network]
-        ranker = load_ranker(models, Target.from_key(group.target), group.dialect)
-        trained_on = set(ranker.model.workload_keys)
-        seen = np.array([key in trained_on for key in rows.keys])[rows.workload]
-        dropped = len(np.unique(rows.workload[wanted & seen]))
-        dropped_in_all += dropped
-        chosen = wanted & ~seen
-        if not chosen.any():
-            logger.warning("%s: nothing to score, %d workloads were trained on", group.target, dropped)
-            continue
-        ranker.check(group)
-        score = np.empty(len(rows))
-        for here, batch in feature_batches(group):
-            score[here][chosen[here]] = ranker.score(batch[chosen[here]])
-        name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
-        results[name] = {
-            **ranking_scores(rows.candidates(chosen), score[chosen]),
-            "dropped_workloads": dropped,
-            "model": ranker.model.target,
-        }
+    with open_tables(features).local() as folder:
+        groups = group_tables(folder, target=Target.parse(target).key if target else None)
+        keys = [group.target for group in groups]
+        for group in groups:
+            rows = read_rows(group)
+            wanted = rows.all()
+            if holdout_network is not None:
+                wanted = np.array([*(name == holdout_network for name in rows.networks), False])[rows.network]
+            ranker = load_ranker(models, Target.from_key(group.target), group.dialect)
+            trained_on = set(ranker.model.workload_keys)
+            seen = np.array([key in trained_on for key in rows.keys])[rows.workload]
+            dropped = len(np.unique(rows.workload[wanted & seen]))
+            dropped_in_all += dropped
+            chosen = wanted & ~seen
+            if not chosen.any():
+                logger.warning("%s: nothing to score, %d workloads were trained on", group.target, dropped)
+                continue
+            ranker.check(group)
+            score = np.empty(len(rows))
+            for here, batch in feature_batches(group):
+                score[here][chosen[here]] = ranker.score(batch[chosen[here]])
+            name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
+            results[name] = {
+                **ranking_scores(rows.candidates(chosen), score[chosen]),
+                "dropped_workloads": dropped,
+                "model": ranker.model.target,
+            }
     if results:
         return results
     if dropped_in_all:

@@ -151,7 +151,7 @@ def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dial
     Parameters
     ----------
     url : str or Path
-        Model store: a path or ``file://`` URL.
+        Model store: a path, ``file://`` or ``s3://`` URL.
     target : Target, str or mapping
         Any form ``Target.parse`` reads.
     dialect : str, optional

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 
-from lorien.errors import ChecksumMismatch, SchemaMismatch, UnsupportedOperation
+from lorien.errors import ChecksumMismatch, SchemaMismatch, StoreUnavailable, UnsupportedOperation
 from lorien.featurize.schema import Column, FeatureSet
 from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, sha256_of
 from lorien.records import Json, canonical_json
+from lorien.s3 import S3Folder
 
 FORMAT_VERSION = 1
 SCORER_FILE = "scorer.txt"
@@ -90,42 +95,29 @@ class StoredModel:
     """A published model: what is known of it, where its files are, and what they must be."""
 
     model: Model
-    folder: Path
+    folder: str
     files: dict[str, str]
+    load: Callable[[str], bytes] = field(repr=False)
+    """The bytes of a file as they are now; empty when it is not there."""
 
     @property
-    def home(self) -> Path:
+    def home(self) -> str:
         """The model's own folder, which holds ``model.json``."""
-        return self.folder.parent
+        return self.folder.rpartition("/")[0]
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, checked. Raises ``ChecksumMismatch`` when it is not the one that was published."""
-        path = self.folder / name
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            content = b""
+        content = self.load(name)
         if hashlib.sha256(content).hexdigest() != self.files.get(name):
-            raise ChecksumMismatch(f"{path} is not the file that was published. Fix: lorien-train again")
+            raise ChecksumMismatch(f"{self.folder}/{name} is not the file that was published. Fix: lorien-train again")
         return content
 
 
-class ModelStore:
-    """Models below a folder. Safe to read while another process publishes.
-
-    Parameters
-    ----------
-    root : Path
-        The folder; it need not exist yet.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
+class ModelStore(Protocol):
+    """Models by dialect and target. Safe to read while another process publishes."""
 
     def list(self, dialect: str | None = None) -> list[tuple[str, str]]:
         """(dialect, target key) of every model, sorted."""
-        found = sorted(self._root.glob(f"{dialect or '*'}/*/{_MODEL_FILE}"))
-        return [(path.parent.parent.name, path.parent.name) for path in found]
 
     def read(self, dialect: str, target: str) -> StoredModel | None:
         """The model of a target key; None when there is none.
@@ -137,63 +129,173 @@ class ModelStore:
         ChecksumMismatch
             What it says of itself was changed or cut short.
         """
-        path = self._root / dialect / target / _MODEL_FILE
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            content = orjson.loads(raw)
-            written, digest = content["format_version"], content.pop("sha256")
-        except (orjson.JSONDecodeError, TypeError, KeyError):
-            raise ChecksumMismatch(f"{path} is damaged. Fix: lorien-train again") from None
-        if written != FORMAT_VERSION:
-            raise SchemaMismatch(
-                f"{path} has format version {written}, this Lorien reads {FORMAT_VERSION}. Fix: lorien-train again"
-            )
-        if _digest(content) != digest:
-            raise ChecksumMismatch(f"{path} was changed after it was published. Fix: lorien-train again")
-        try:
-            model = Model(**content["model"])
-        except TypeError as error:
-            raise SchemaMismatch(f"{path} was written by another Lorien ({error}). Fix: lorien-train again") from None
-        return StoredModel(model, path.parent / content["content"], content["files"])
 
     def publish(self, model: Model, files: Path) -> StoredModel:
         """Copy the files below a folder into the store as this model; an older one is replaced in one step."""
-        home = self._root / model.dialect / model.target
-        checksums = {
-            path.relative_to(files).as_posix(): sha256_of(path) for path in sorted(files.rglob("*")) if path.is_file()
-        }
-        # Through JSON and back, so that what is hashed is what a reader will hash.
-        content = orjson.loads(
-            orjson.dumps(
-                {
-                    "format_version": FORMAT_VERSION,
-                    "model": asdict(model),
-                    "content": _digest(checksums)[:16],
-                    "files": checksums,
-                },
-            )
-        )
-        with atomic_folder(home / content["content"]) as folder:
-            shutil.copytree(files, folder, dirs_exist_ok=True)
-        with atomic_file(home / _MODEL_FILE) as path:
-            path.write_bytes(orjson.dumps(content | {"sha256": _digest(content)}, option=orjson.OPT_INDENT_2))
-        for old in home.iterdir():
-            # A temporary folder may be another publisher's.
-            if old.is_dir() and old.name != content["content"] and not old.name.startswith(TEMPORARY_PREFIX):
-                shutil.rmtree(old, ignore_errors=True)
-        return StoredModel(model, home / content["content"], checksums)
 
 
 def open_models(url: str | Path) -> ModelStore:
-    """The model store at a path or ``file://`` URL. Raises ``UnsupportedOperation`` for another scheme."""
+    """The model store at a path, a ``file://`` URL or ``s3://bucket/prefix?region=...&endpoint_url=...``.
+
+    Raises
+    ------
+    UnsupportedOperation
+        Another scheme.
+    MissingExtra
+        boto3 is needed and not installed.
+    """
     text = str(url)
     scheme, separator, rest = text.partition("://")
+    if separator and scheme == "s3":
+        return S3ModelStore(text)
     if separator and scheme != "file":
-        raise UnsupportedOperation(f"no model store speaks {scheme}://. Fix: give a path or file://")
-    return ModelStore(Path(rest if separator else text))
+        raise UnsupportedOperation(f"no model store speaks {scheme}://. Fix: give a path, file:// or s3://")
+    return LocalModelStore(Path(rest if separator else text))
+
+
+class LocalModelStore:
+    """``ModelStore`` below a folder, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def list(self, dialect: str | None = None) -> list[tuple[str, str]]:
+        """See ``ModelStore.list``."""
+        found = sorted(self._root.glob(f"{dialect or '*'}/*/{_MODEL_FILE}"))
+        return [(path.parent.parent.name, path.parent.name) for path in found]
+
+    def read(self, dialect: str, target: str) -> StoredModel | None:
+        """See ``ModelStore.read``."""
+        home = self._root / dialect / target
+        try:
+            raw = (home / _MODEL_FILE).read_bytes()
+        except FileNotFoundError:
+            return None
+        return self._stored(home, *_parsed(raw, str(home / _MODEL_FILE)))
+
+    def publish(self, model: Model, files: Path) -> StoredModel:
+        """See ``ModelStore.publish``."""
+        home = self._root / model.dialect / model.target
+        checksums = _checksums(files)
+        content = _digest(checksums)[:16]
+        with atomic_folder(home / content) as folder:
+            shutil.copytree(files, folder, dirs_exist_ok=True)
+        with atomic_file(home / _MODEL_FILE) as path:
+            path.write_bytes(_described(model, content, checksums))
+        for old in home.iterdir():
+            # A temporary folder may be another publisher's.
+            if old.is_dir() and old.name != content and not old.name.startswith(TEMPORARY_PREFIX):
+                shutil.rmtree(old, ignore_errors=True)
+        return self._stored(home, model, content, checksums)
+
+    @staticmethod
+    def _stored(home: Path, model: Model, content: str, files: dict[str, str]) -> StoredModel:
+        def load(name: str) -> bytes:
+            path = home / content / name
+            return path.read_bytes() if path.is_file() else b""
+
+        return StoredModel(model, f"{home}/{content}", files, load)
+
+
+class S3ModelStore:
+    """``ModelStore`` below a prefix. What was read once is kept in ``~/.cache/lorien``, by its checksum."""
+
+    def __init__(self, url: str) -> None:
+        self._s3 = S3Folder(url)
+
+    def list(self, dialect: str | None = None) -> list[tuple[str, str]]:
+        """See ``ModelStore.list``."""
+        names = (name.split("/") for page in self._s3.pages(f"{dialect}/" if dialect else "") for name in page)
+        return sorted((name[0], name[1]) for name in names if name[2:] == [_MODEL_FILE])
+
+    def read(self, dialect: str, target: str) -> StoredModel | None:
+        """See ``ModelStore.read``."""
+        home = f"{dialect}/{target}"
+        found = self._s3.read(f"{home}/{_MODEL_FILE}")
+        if found is None:
+            return None
+        return self._stored(home, *_parsed(found.content, f"{self._s3.url}/{home}/{_MODEL_FILE}"))
+
+    def publish(self, model: Model, files: Path) -> StoredModel:
+        """See ``ModelStore.publish``. Of publishers at the same time, one wins; the others get ``StoreUnavailable``."""
+        home = f"{model.dialect}/{model.target}"
+        replaced = self._s3.read(f"{home}/{_MODEL_FILE}")
+        # A folder for each publication: who removes one cannot hit the files of another.
+        content = uuid.uuid4().hex
+        checksums = _checksums(files)
+        self._s3.upload({f"{home}/{content}/{name}": files / name for name in checksums})
+        if not self._s3.write(f"{home}/{_MODEL_FILE}", _described(model, content, checksums), replaced):
+            self._drop(home, content)
+            raise StoreUnavailable(
+                f"another process has just published {self._s3.url}/{home}; its model stays. "
+                "Fix: run again, if yours is to replace it"
+            )
+        if replaced is not None:
+            with suppress(ChecksumMismatch, SchemaMismatch):
+                self._drop(home, _parsed(replaced.content, home)[1])
+        return self._stored(home, model, content, checksums)
+
+    def _drop(self, home: str, content: str) -> None:
+        for page in self._s3.pages(f"{home}/{content}/"):
+            self._s3.delete(page)
+
+    def _stored(self, home: str, model: Model, content: str, files: dict[str, str]) -> StoredModel:
+        def load(name: str) -> bytes:
+            cached = Path("~/.cache/lorien").expanduser() / files.get(name, "")
+            if cached.is_file() and sha256_of(cached) == cached.name:
+                return cached.read_bytes()
+            found = self._s3.read(f"{home}/{content}/{name}")
+            if found is None:
+                return b""
+            if hashlib.sha256(found.content).hexdigest() == cached.name:
+                # A cache that cannot be written costs time, no more.
+                with suppress(OSError), atomic_file(cached) as path:
+                    path.write_bytes(found.content)
+            return found.content
+
+        return StoredModel(model, f"{self._s3.url}/{home}/{content}", files, load)
+
+
+def _parsed(raw: bytes, where: str) -> tuple[Model, str, dict[str, str]]:
+    """The model that a ``model.json`` describes, the folder of its files, and their checksums."""
+    try:
+        content = orjson.loads(raw)
+        written, digest = content["format_version"], content.pop("sha256")
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        raise ChecksumMismatch(f"{where} is damaged. Fix: lorien-train again") from None
+    if written != FORMAT_VERSION:
+        raise SchemaMismatch(
+            f"{where} has format version {written}, this Lorien reads {FORMAT_VERSION}. Fix: lorien-train again"
+        )
+    if _digest(content) != digest:
+        raise ChecksumMismatch(f"{where} was changed after it was published. Fix: lorien-train again")
+    try:
+        model = Model(**content["model"])
+    except TypeError as error:
+        raise SchemaMismatch(f"{where} was written by another Lorien ({error}). Fix: lorien-train again") from None
+    return model, content["content"], content["files"]
+
+
+def _described(model: Model, folder: str, files: dict[str, str]) -> bytes:
+    """The ``model.json`` of a model."""
+    # Through JSON and back, so that what is hashed is what a reader will hash.
+    content = orjson.loads(
+        orjson.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "model": asdict(model),
+                "content": folder,
+                "files": files,
+            },
+        )
+    )
+    return orjson.dumps(content | {"sha256": _digest(content)}, option=orjson.OPT_INDENT_2)
+
+
+def _checksums(files: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    found = (path for path in sorted(files.rglob("*")) if path.is_file())
+    return {path.relative_to(files).as_posix(): sha256_of(path) for path in found}
 
 
 def _digest(value: Json) -> str:

@@ -16,6 +16,7 @@ import lorien
 from lorien.errors import BadInput, LorienError
 from lorien.featurize.base import Features
 from lorien.featurize.splits import assign_folds, split_holdout
+from lorien.featurize.store import open_tables
 from lorien.files import sha256_of
 from lorien.models.calibration import calibrate
 from lorien.models.data import UNKNOWN, Rows, Tables, feature_batches, group_tables, read_features, read_rows
@@ -74,7 +75,7 @@ class _Options:
 
 
 def train(
-    features: Path,
+    features: str | Path,
     out: str | Path,
     *,
     target: str | None = None,
@@ -89,8 +90,8 @@ def train(
 
     Parameters
     ----------
-    features : Path
-        Folder of feature tables, written by ``lorien featurize``.
+    features : str or Path
+        Folder or ``s3://`` URL of feature tables, written by ``lorien featurize``.
     out : str or Path
         Model store.
     target, dialect : str, optional
@@ -113,6 +114,8 @@ def train(
 
     Raises
     ------
+    StoreUnavailable
+        Tables cannot be read, or a model cannot be published, or another process has just published it.
     BadInput
         No tables; or no target could be trained, for want of the network or of workloads. Where only some targets
         cannot, a warning is logged and the others are trained.
@@ -124,28 +127,29 @@ def train(
     limit_s = preset_named(preset).time_limit_s if time_limit_s is None else time_limit_s
     options = _Options(preset, limit_s, holdout_network)
     store = open_models(out)
-    groups = group_tables(features, dialect=dialect, target=Target.parse(target).key if target else None)
-    keys = [group.target for group in groups]
     reports: dict[str, TrainReport] = {}
     refused: list[BadInput] = []
-    for index, group in enumerate(groups):
-        if progress is not None:
-            progress(index, len(groups), group.target)
-        tables = {path.relative_to(features).as_posix(): sha256_of(path) for path in group.paths}
-        stored = store.read(group.dialect, group.target) if reuse else None
-        if stored is None or not _is_current(stored.model, group, options, tables):
-            try:
-                stored = _train_one(group, options, tables, store)
-            except BadInput as error:
-                # One target too small, or without the network held out, does not cost the others their models.
-                logger.warning("%s %s: no model: %s", group.dialect, group.target, error)
-                refused.append(error)
-                continue
-        name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
-        model = stored.model
-        reports[name] = TrainReport(
-            str(stored.home), model.rows, len(model.workload_keys), model.fit_seconds, model.holdout
-        )
+    with open_tables(features).local() as folder:
+        groups = group_tables(folder, dialect=dialect, target=Target.parse(target).key if target else None)
+        keys = [group.target for group in groups]
+        for index, group in enumerate(groups):
+            if progress is not None:
+                progress(index, len(groups), group.target)
+            tables = {path.relative_to(folder).as_posix(): sha256_of(path) for path in group.paths}
+            stored = store.read(group.dialect, group.target) if reuse else None
+            if stored is None or not _is_current(stored.model, group, options, tables):
+                try:
+                    stored = _train_one(group, options, tables, store)
+                except BadInput as error:
+                    # One target too small, or without the network held out, does not cost the others their models.
+                    logger.warning("%s %s: no model: %s", group.dialect, group.target, error)
+                    refused.append(error)
+                    continue
+            name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
+            model = stored.model
+            reports[name] = TrainReport(
+                stored.home, model.rows, len(model.workload_keys), model.fit_seconds, model.holdout
+            )
     if progress is not None:
         progress(len(groups), len(groups), "")
     if not reports:

@@ -1,12 +1,14 @@
-"""What many tests need: small AutoTVM logs."""
+"""What many tests need: small AutoTVM logs, and servers that speak AWS."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import servers
 
 AutoTvmLine = Callable[..., str]
 
@@ -49,3 +51,43 @@ def autotvm_log(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def aws_credentials() -> Iterator[None]:
+    """Credentials that the servers of these tests take, and none of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def aws(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The endpoint of a server by its name in ``servers``; each is started once, when it is first asked for."""
+    running: dict[str, servers.Server] = {}
+
+    def endpoint(name: str) -> str:
+        if name not in running:
+            running[name] = getattr(servers, name)(tmp_path_factory.mktemp(name))
+        return running[name].url
+
+    yield endpoint
+    for server in running.values():
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3_folder(aws: Callable[[str], str]) -> Callable[[str], str]:
+    """The URL of an empty folder on a server, by its name in ``servers``."""
+    buckets: set[str] = set()
+
+    def make(server: str) -> str:
+        if server not in buckets:
+            servers.make_bucket(aws(server))
+            buckets.add(server)
+        return f"s3://{servers.BUCKET}/{uuid.uuid4().hex}/some-folder?endpoint_url={aws(server)}"
+
+    return make

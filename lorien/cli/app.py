@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorien import __version__
-from lorien.cli import learn, stores, workloads
+from lorien.cli import database, learn, stores, workloads
 from lorien.cli.tune import tune
 
 
@@ -39,6 +39,7 @@ for _function in (
     workloads.rank,
 ):
     app.command()(_function)
+app.add_typer(database.app, name="database")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 train_app.command()(learn.train)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lorien.cli.console import JsonFlag, command, emit, out, progress, table, warn
 
-Features = Annotated[Path, typer.Argument(help="Folder of feature tables, written by lorien featurize.")]
+Features = Annotated[str, typer.Argument(help="Feature tables, written by lorien featurize: a folder or s3:// URL.")]
 
 
 @command
 def featurize(
-    logs: Annotated[str, typer.Argument(help="Log store: a folder or file:// URL.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the feature tables.")],
+    logs: Annotated[str, typer.Argument(help="Log store: a folder, file:// or s3:// URL.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Where the feature tables are: a folder or s3:// URL.")],
     dialect: Annotated[str | None, typer.Option(help="Only logs of this dialect.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; the cores by default.")] = None,
     as_json: JsonFlag = False,

@@ -12,8 +12,8 @@ import typer
 from lorien.cli.console import JsonFlag, command, emit, latency, out, progress, table, warn
 from lorien.records import Json, TuningRecord
 
-LogsUrl = Annotated[str, typer.Option("--logs", help="Log store: a folder or file:// URL.")]
-DatabaseUrl = Annotated[str, typer.Option("--db", help="Schedule database, such as sqlite:///schedules.db.")]
+LogsUrl = Annotated[str, typer.Option("--logs", help="Log store: a folder, file:// or s3:// URL.")]
+DatabaseUrl = Annotated[str, typer.Option("--db", help="Schedule database: sqlite:///path or dynamodb://table.")]
 
 KEY = re.compile(r"[0-9a-f]{32}")
 

@@ -10,29 +10,36 @@ from lorien.errors import BadInput
 if TYPE_CHECKING:
     from lorien.database.base import ScheduleDatabase
 
-_SCHEMES = {"sqlite": "lorien.database.sqlite:SqliteDatabase"}
+_SCHEMES = {
+    "sqlite": "lorien.database.sqlite:SqliteDatabase",
+    "dynamodb": "lorien.database.dynamodb:DynamoDatabase",
+}
 
 
-def open_database(url: str, *, create: bool = True, n_best: int | None = None) -> ScheduleDatabase:
+def open_database(url: str, *, create: bool | None = None, n_best: int | None = None) -> ScheduleDatabase:
     """Open a schedule database.
 
     Parameters
     ----------
     url : str
-        ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or a plain path.
-    create : bool
-        Make it when it is not there; False raises ``BadInput`` instead.
+        ``sqlite:///relative.db``, ``sqlite:////absolute.db``, a plain path, or
+        ``dynamodb://table?region=...&endpoint_url=...``.
+    create : bool, optional
+        Make it when it is not there; False raises ``BadInput`` instead. When not given, a file is made and a table,
+        which costs money and outlives a slip of the keyboard, is not.
     n_best : int, optional
         Schedules kept per (target, workload, framework build), fixed when the database is made; 8 when not given.
 
     Raises
     ------
     BadInput
-        Unknown scheme, a file that is no schedule database, or another ``n_best`` than it was made with.
+        Unknown scheme, a file or table that is no schedule database, or another ``n_best`` than it was made with.
     SchemaMismatch
         It was written by a newer Lorien.
     DatabaseUnavailable
-        It cannot be reached now.
+        It cannot be reached now, or not with these credentials.
+    MissingExtra
+        boto3 is needed and not installed.
     """
     scheme, found, _ = url.partition("://")
     if not found:

@@ -54,7 +54,11 @@ class ScheduleDatabase(Protocol):
         """
 
     def put_many(self, records: Iterable[TuningRecord]) -> int:
-        """``put`` of all, in one transaction where the backend has them. How many of them entered the n best."""
+        """``put`` of all, in one transaction where the backend has them. How many of them entered the n best.
+
+        Without transactions each (target, workload, build) is written whole, and an error leaves those written before
+        it: putting all again ends in the same.
+        """
 
     def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
         """At most ``n``, fastest first by median latency, of one build or of all; empty when unseen."""

@@ -46,7 +46,7 @@ class SqliteDatabase:
     The threads of a process share one connection under a lock.
     """
 
-    def __init__(self, url: str, *, create: bool = True, n_best: int | None = None) -> None:
+    def __init__(self, url: str, *, create: bool | None = None, n_best: int | None = None) -> None:
         path = url.removeprefix(URL_PREFIX)
         if path in ("", url):
             raise BadInput(f"database {url!r}: write sqlite:///relative.db or sqlite:////absolute.db")
@@ -56,7 +56,7 @@ class SqliteDatabase:
         if not self._path.parent.is_dir():
             raise BadInput(f"no folder {self._path.parent} for the database; an absolute path is sqlite:////path")
         if not self._path.exists():
-            if not create:
+            if create is False:
                 raise BadInput(f"no database at {self._path}. Fix: lorien commit --logs LOGS --db {url}")
             self._create(n_best or DEFAULT_N_BEST)
         self._lock = threading.RLock()

@@ -10,16 +10,20 @@ from lorien.errors import BadInput
 if TYPE_CHECKING:
     from lorien.logs.base import LogStore
 
-_SCHEMES = {"file": "lorien.logs.local:LocalLogStore"}
+_SCHEMES = {"file": "lorien.logs.local:LocalLogStore", "s3": "lorien.logs.s3:S3LogStore"}
 
 
 def open_logs(url: str) -> LogStore:
-    """Open a log store: a folder or a ``file://`` URL. A folder that is not there is made by the first log put in.
+    """Open a log store: a folder, a ``file://`` URL or ``s3://bucket/prefix?region=...&endpoint_url=...``.
+
+    A folder or prefix that is not there is made by the first log put in; a bucket is not.
 
     Raises
     ------
     BadInput
         Unknown scheme, or something is there that is no folder.
+    MissingExtra
+        boto3 is needed and not installed.
     """
     scheme, found, _ = url.partition("://")
     if not found:

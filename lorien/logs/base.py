@@ -172,6 +172,8 @@ class LogStore(Protocol):
         ------
         BadInput
             It is no longer there.
+        ChecksumMismatch
+            A file is not the one that was published, where the store can tell.
         """
 
     def publish(self, log: StoredLog, files: Sequence[Path]) -> bool:

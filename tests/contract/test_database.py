@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 
 from lorien.database import open_database
 from lorien.database.base import MAX_ITEM_BYTES, ScheduleDatabase, merge, new_items
+from lorien.database.copy import CopyReport, copy
 from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
-BACKENDS: dict[str, Callable[[Path], str]] = {"sqlite": lambda folder: f"sqlite:///{folder}/best.db"}
+# Amazon's own has a licence to accept: it takes part when DYNAMODB_LOCAL names the folder of DynamoDBLocal.jar.
+BACKENDS = ("sqlite", "dynalite", "moto", *(["dynamodb_local"] if "DYNAMODB_LOCAL" in os.environ else ()))
 FORK = multiprocessing.get_context("fork")
 TARGET = Target.parse("cuda -arch=sm_86")
 
@@ -46,14 +49,18 @@ def made(
     return TuningRecord(operator, target, Candidate([candidate, "x" * pad]), measurement, build, network)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return BACKENDS[request.param](tmp_path)
+    """A database that is not there yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/best.db"
+    aws: Callable[[str], str] = request.getfixturevalue("aws")
+    return f"dynamodb://schedules-{uuid.uuid4().hex}?endpoint_url={aws(request.param)}"
 
 
 @pytest.fixture
 def database(url: str) -> Iterator[ScheduleDatabase]:
-    with open_database(url) as opened:
+    with open_database(url, create=True) as opened:
         yield opened
 
 
@@ -88,7 +95,7 @@ def test_unseen_is_empty(database: ScheduleDatabase) -> None:
 
 
 def test_fastest_first_and_only_the_best(url: str) -> None:
-    with open_database(url, n_best=3) as database:
+    with open_database(url, create=True, n_best=3) as database:
         entered = [database.put(made(latency_s, i)) for i, latency_s in enumerate((5.0, 3.0, 4.0, 6.0, 1.0))]
         assert entered == [True, True, True, False, True]
         assert [latency_s for _, latency_s in kept(database)] == [1.0, 3.0, 4.0]
@@ -118,7 +125,7 @@ def test_empty_build_is_refused(database: ScheduleDatabase) -> None:
 
 
 def test_builds_are_kept_apart(url: str) -> None:
-    with open_database(url, n_best=2) as database:
+    with open_database(url, create=True, n_best=2) as database:
         database.put_many(made(float(i), i, build=build) for i in range(1, 5) for build in ("old", "new"))
         assert [latency_s for _, latency_s in kept(database)] == [1.0, 1.0, 2.0, 2.0]
         assert [record.build for record in database.best(TARGET, made(1).workload.key, 9, "new")] == ["new", "new"]
@@ -138,13 +145,14 @@ def test_related_targets_of_the_family_take_turns(database: ScheduleDatabase) ->
 
 def test_query_filters_and_streams_in_order(database: ScheduleDatabase) -> None:
     other = Target.parse("llvm -mcpu=znver4")
-    for workload in range(150):
-        database.put(made(1.0, workload=workload, network="even" if workload % 2 == 0 else "odd"))
+    networks = ("even", "odd")
+    database.put_many(made(1.0, workload=workload, network=networks[workload % 2]) for workload in range(150))
     database.put(made(2.0, target=other, dialect="metaschedule"))
     assert len(list(database.query())) == 151
     assert len(list(database.query(target=other))) == len(list(database.query(dialect="metaschedule"))) == 1
     assert len(list(database.query(network="odd"))) == 75
     assert len(list(database.query(TARGET, workload="dense14*"))) == 11
+    assert len(list(database.query(TARGET, workload="dense14[^2-9]"))) == 2
     assert len(list(database.query(workload="dense7"))) == 1
     assert len(list(database.query(workload=made(1, workload=7).workload.key))) == 1
     found = [(record.target.key, record.workload.key) for record in database.query()]
@@ -152,13 +160,13 @@ def test_query_filters_and_streams_in_order(database: ScheduleDatabase) -> None:
 
 
 def test_writing_while_a_query_streams(database: ScheduleDatabase) -> None:
-    database.put_many(made(1.0, workload=workload) for workload in range(200))
+    database.put_many(made(1.0, workload=workload) for workload in range(100))
     for record in database.query():
         assert not database.put(record)
 
 
 def test_a_network_is_remembered_though_its_record_is_too_slow(url: str) -> None:
-    with open_database(url, n_best=1) as database:
+    with open_database(url, create=True, n_best=1) as database:
         database.put(made(1.0, 1, network="resnet50"))
         assert not database.put(made(2.0, 2, network="vgg19"))
         (found,) = database.query(network="vgg19")
@@ -181,7 +189,7 @@ def test_stats(database: ScheduleDatabase) -> None:
 
 
 def test_it_is_there_after_closing(url: str) -> None:
-    with open_database(url, n_best=2) as database:
+    with open_database(url, create=True, n_best=2) as database:
         database.put(made(1.0))
     with open_database(url, create=False) as database:
         assert database.n_best == 2
@@ -211,8 +219,27 @@ def test_the_rule_does_not_depend_on_the_order(puts: list[tuple[int, float]], ra
     assert after(puts) == after(shuffled) == [(key, s) for s, key in exact]
 
 
+def test_a_copy_is_the_same_and_a_merge_keeps_the_better(url: str, tmp_path: Path) -> None:
+    def content(database: ScheduleDatabase) -> list[tuple[object, ...]]:
+        # Whole records but for the workload's weight, which is of the logs.
+        return [(record, record.workload.networks, record.measurement) for record in database.query()]
+
+    with (
+        open_database(url, create=True, n_best=2) as database,
+        open_database(f"sqlite:///{tmp_path}/other.db", n_best=2) as other,
+    ):
+        for workload in range(30):
+            database.put_many(made(2.0 + i, i, workload=workload, network=f"net{i}") for i in range(2))
+        assert copy(database, other) == CopyReport(60, 60)
+        assert content(other) == content(database)
+        other.put(made(1.0, 5, workload=7))
+        assert copy(other, database) == CopyReport(60, 1)
+        assert content(database) == content(other)
+        assert kept(database, 7) == [(made(1.0, 5, workload=7).key, 1.0), (made(2.0, 0, workload=7).key, 2.0)]
+
+
 def _write(url: str, worker: int, count: int) -> None:
-    with open_database(url, n_best=5) as database:
+    with open_database(url, create=True, n_best=5) as database:
         for i in range(count):
             database.put(made(1.0 + (i * 8 + worker) % 97, i * 8 + worker, workload=i % 3))
 
@@ -226,7 +253,7 @@ def _expected(workload: int, count: int) -> list[tuple[str, float | None]]:
 
 def test_eight_processes_leave_exactly_the_best(url: str) -> None:
     # The file does not exist yet: they race for making it, too.
-    writers = [FORK.Process(target=_write, args=(url, worker, 60)) for worker in range(8)]
+    writers = [FORK.Process(target=_write, args=(url, worker, 30)) for worker in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -234,11 +261,11 @@ def test_eight_processes_leave_exactly_the_best(url: str) -> None:
     assert [writer.exitcode for writer in writers] == [0] * 8
     with open_database(url) as database:
         for workload in range(3):
-            assert kept(database, workload) == _expected(workload, 60)
+            assert kept(database, workload) == _expected(workload, 30)
 
 
 def test_threads_share_a_database(url: str) -> None:
-    with open_database(url, n_best=5) as database:
+    with open_database(url, create=True, n_best=5) as database:
 
         def write(worker: int) -> None:
             for i in range(30):
@@ -271,7 +298,7 @@ def test_an_open_database_survives_forks(database: ScheduleDatabase) -> None:
 
 
 def _write_and_tell(url: str, worker: int, told: int) -> None:
-    with open_database(url) as database:
+    with open_database(url, create=True) as database:
         for i in range(1_000_000):
             database.put(made(1.0, i, workload=worker * 1_000_000 + i))
             os.write(told, bytes([worker]))
@@ -284,7 +311,7 @@ def test_kill_9_loses_no_acknowledged_record(url: str) -> None:
         writer.start()
     os.close(write)
     heard = b""
-    while any(heard.count(worker) < 40 for worker in range(3)):
+    while any(heard.count(worker) < 20 for worker in range(3)):
         heard += os.read(read, 4096)
     for writer in writers:
         os.kill(writer.pid or 0, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lorien.errors import BadInput, SchemaMismatch, StoreUnavailable
+from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, StoreUnavailable
 from lorien.logs import open_logs
 from lorien.logs.base import LogFile, LogStore, StoredLog
+from lorien.s3 import S3Folder
 from lorien.target import Target
 
-BACKENDS: dict[str, Callable[[Path], str]] = {"local": lambda folder: f"file://{folder}/logs"}
+BACKENDS = ("local", "moto", "seaweedfs")
 CUDA, LLVM = Target.parse("cuda -arch=sm_86"), Target.parse("llvm -mcpu=znver4")
 
 
@@ -44,9 +46,12 @@ def described(files: list[Path], network: str | None = "resnet50", target: Targe
     )
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=BACKENDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LogStore:
-    return open_logs(BACKENDS[request.param](tmp_path))
+    if request.param == "local":
+        return open_logs(f"file://{tmp_path}/logs")
+    s3_folder: Callable[[str], str] = request.getfixturevalue("s3_folder")
+    return open_logs(s3_folder(request.param))
 
 
 @pytest.fixture
@@ -81,6 +86,15 @@ def test_a_log_of_one_file_is_that_file(store: LogStore, native: Callable[..., l
     with store.local(described(files)) as path:
         assert path.name == "part0.log"
         assert path.read_text() == "a\n"
+
+
+def test_a_large_log_comes_back(store: LogStore, tmp_path: Path) -> None:
+    files = [tmp_path / "large.log"]
+    files[0].write_bytes(random.Random(0).randbytes(20 << 20))
+    log = described(files)
+    assert store.publish(log, files)
+    with store.local(log) as path:
+        assert path.read_bytes() == files[0].read_bytes()
 
 
 def test_publishing_twice_adds_nothing(store: LogStore, native: Callable[..., list[Path]]) -> None:
@@ -201,3 +215,41 @@ def test_a_log_names_its_place(native: Callable[..., list[Path]]) -> None:
     log = described(native("a\n"))
     assert log.id == f"autotvm/{CUDA.key}/resnet50-{log.fingerprint[:12]}"
     assert replace(log, network=None).id.startswith(f"autotvm/{CUDA.key}/log-")
+
+
+# What only S3 can meet.
+
+
+def test_damage_in_a_bucket_is_told(s3_folder: Callable[[str], str], native: Callable[..., list[Path]]) -> None:
+    store, files = open_logs(s3_folder("moto")), native("a\n")
+    log = described(files)
+    store.publish(log, files)
+    objects: S3Folder = store._s3  # type: ignore[attr-defined]
+    (file,) = (name for page in objects.pages() for name in page if name.endswith("part0.log"))
+    objects.upload({file: native("b\n")[0]})
+    with pytest.raises(ChecksumMismatch, match="Fix"), store.local(log):
+        pass
+    objects.delete([file])
+    with pytest.raises(BadInput, match="no log"), store.local(log):
+        pass
+    sidecar = objects.read(f"{log.id}/lorien.json")
+    assert sidecar is not None
+    for content, error in (
+        (sidecar.content[:40], BadInput),
+        (b"[]", BadInput),
+        (sidecar.content.replace(b"part0.log", b"../../../x"), BadInput),
+        (sidecar.content.replace(b'"records"', b'"r"'), BadInput),
+        (sidecar.content.replace(b'"version": 1', b'"version": 2'), SchemaMismatch),
+    ):
+        assert objects.write(f"{log.id}/lorien.json", content, objects.read(f"{log.id}/lorien.json"))
+        with pytest.raises(error, match=r"lorien\.json.*Fix"):
+            list(store.list())
+
+
+def test_there_are_other_pages(s3_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorien.s3.PAGE_OBJECTS", 10)
+    objects = S3Folder(s3_folder("moto"))
+    names = sorted(f"{number}.txt" for number in range(25))
+    objects.each(lambda name: objects.write(name, b"", None), names)
+    assert list(objects.pages()) == [names[:10], names[10:20], names[20:]]
+    assert not objects.write(names[0], b"late", None)

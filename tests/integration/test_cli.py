@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,23 @@ def log(autotvm_log: Callable[..., Path], line: Callable[..., str]) -> Path:
     return autotvm_log("given/mlp.log", lines)
 
 
-def test_logs_to_scores(log: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["local", "aws"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Where logs, features, models and schedules go."""
+    if request.param == "local":
+        return *(str(tmp_path / name) for name in ("logs", "features", "models")), f"sqlite:///{tmp_path}/s.db"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3_folder: Callable[[str], str] = request.getfixturevalue("s3_folder")
+    aws: Callable[[str], str] = request.getfixturevalue("aws")
+    database = f"dynamodb://schedules-{uuid.uuid4().hex}?endpoint_url={aws('moto')}"
+    assert lorien("commit", "--logs", s3_folder("seaweedfs"), "--db", database).returncode == 1
+    assert result("database", "create", database) == {"database": database, "n_best": 8}
+    return *(s3_folder("seaweedfs") for _ in range(3)), database
+
+
+def test_logs_to_scores(log: Path, tmp_path: Path, stores: tuple[str, ...]) -> None:
     """The AutoTVM path, end to end: what each command prints is what the issue tracker's scripts read."""
-    logs, features, models = tmp_path / "logs", tmp_path / "features", tmp_path / "models"
+    logs, features, models, database = stores
     taken = result("ingest", log, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)
     assert {name: taken[name] for name in ("records", "failed", "unreadable", "workloads", "new")} == {
         "records": 96,
@@ -81,11 +96,18 @@ def test_logs_to_scores(log: Path, tmp_path: Path) -> None:
         assert 0 < scores[name] <= 1
     assert {"spearman_mean", "random_top1_mean", "random_top5_mean"} <= set(scores)
 
-    committed = result("commit", "--logs", logs, "--db", f"sqlite:///{tmp_path / 's.db'}")
+    assert result("featurize", logs, "-o", features)["unchanged"] == 2
+
+    committed = result("commit", "--logs", logs, "--db", database)
     assert committed["records"] == 192
-    found = result("query", "--db", tmp_path / "s.db", "--workload", "dense_nopack", "--network", "mlp")["records"]
+    found = result("query", "--db", database, "--workload", "dense_nopack", "--network", "mlp")["records"]
     assert len(found) == 8
     assert all(record["schedule"][0] == ["tile_x", "sp", [-1, 4]] for record in found)
+
+    backup = f"sqlite:///{tmp_path}/backup.db"
+    assert result("database", "copy", database, backup) == {"records": 72, "entered": 72}
+    assert result("database", "copy", backup, database) == {"records": 72, "entered": 0}
+    assert result("database", "stats", database) == result("database", "stats", backup)
 
 
 @pytest.mark.parametrize(

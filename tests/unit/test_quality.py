@@ -16,7 +16,7 @@ PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "
 
 # Imports point one way: a room may import from itself and from the rooms before it.
 LAYERS = (
-    {"lorien.errors", "lorien.files"},
+    {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3"},
     {"lorien.records", "lorien.target", "lorien.mutate"},
     {"lorien.dialects"},
     {"lorien.database", "lorien.logs"},
@@ -35,6 +35,9 @@ ROOMS = {
     "lightgbm": ("lorien.models",),
     "xgboost": ("lorien.models",),
     "catboost": ("lorien.models",),
+    "boto3": ("lorien.aws", "lorien.s3"),
+    "botocore": ("lorien.aws", "lorien.s3"),
+    "s3transfer": ("lorien.aws",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
     "typer": ("lorien.cli",),
@@ -111,7 +114,7 @@ def test_start_up_is_light(code: str, limit_s: float) -> None:
     """Best of five fresh interpreters, in processor time: it starts alone on users' machines, but not here."""
     program = (
         f"import time; t = time.process_time(); {code}; s = time.process_time() - t\n"
-        "import sys; heavy = {'tvm', 'autogluon', 'pandas', 'numpy', 'pyarrow', 'onnx'} & set(sys.modules)\n"
+        "import sys; heavy = {'tvm', 'autogluon', 'pandas', 'numpy', 'pyarrow', 'onnx', 'boto3'} & set(sys.modules)\n"
         "print(); print(s, *heavy)"
     )
     times = []
