@@ -132,7 +132,7 @@ class Deliverer:
         Raises
         ------
         UnsupportedOperation
-            The workload's dialect reads logs only and the database has no schedule for it.
+            The workload's dialect reads logs only: ``ScheduleDatabase.best`` answers for those.
         DatabaseUnavailable
             The database could not be read or written.
         """
@@ -178,7 +178,9 @@ class Deliverer:
     def _from_database(self, workload: Workload) -> TuningRecord | None:
         if self._database is None:
             return None
-        best = self._database.best(self.target, workload.key)
+        # A schedule of another build may not replay, or may replay to other code.
+        build = open_live_dialect(workload.dialect).framework()
+        best = self._database.best(self.target, workload.key, build=build)
         return best[0] if best else None
 
     def _search(self, workload: Workload) -> Sequence[Candidate]:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from lorien.cli.workloads import read_workloads
+from lorien.database import open_database
 from lorien.delivery import Source, deliver
-from lorien.dialects import resolve_target
+from lorien.dialects import open_live_dialect, resolve_target
 from lorien.errors import UnknownTarget
 from lorien.models import load_ranker
+from lorien.records import Candidate, Measurement, Outcome, TuningRecord
 
 BIN = Path(sys.executable).parent
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2"
@@ -99,6 +101,20 @@ def test_the_default_where_there_is_no_model(job: Path) -> None:
     answer = deliver(workload, target, verify=False)
     assert (answer.source, answer.candidate.schedule) == (Source.DEFAULT, None)
     assert "no model" in answer.note
+
+
+def test_only_a_schedule_of_this_build_is_a_hit(job: Path, tmp_path: Path) -> None:
+    (workload,) = read_workloads(job / "workloads.jsonl")
+    target = resolve_target("native")
+    measurement = Measurement(Outcome.OK, (1e-3,))
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    for build, source in (
+        ("tvm 0.9.0", Source.DEFAULT),
+        (open_live_dialect("metaschedule").framework(), Source.DATABASE),
+    ):
+        with open_database(url) as database:
+            database.put(TuningRecord(workload, target, Candidate([[], []]), measurement, build))
+        assert deliver(workload, target, database=url, verify=False).source is source
 
 
 def test_a_model_of_another_family_is_refused_and_the_answer_is_the_default(job: Path) -> None:
