@@ -64,12 +64,13 @@ def stock(data: Path) -> tuple[int, float, float]:
     with gzip.open(folder / "database_tuning_record.json.gz", "rt") as file:
         lines = file.read().splitlines()[:STOCK_RECORDS]
     extractor = ms.feature_extractor.PerStoreFeature(extract_workload=True)
-    context = ms.TuneContext(target={"kind": "llvm", "num-cores": 2}, num_threads=1)
+    target = {"kind": "llvm", "num-cores": 2}
+    contexts = [ms.TuneContext(workload.mod, target=target, num_threads=1) for workload in workloads]
     started_s = time.perf_counter()
     for line in lines:
         index, record = json.loads(line)
         candidate = ms.database.TuningRecord.from_json(record, workloads[index]).as_measure_candidate()
-        extractor.extract_from(context, [candidate])
+        extractor.extract_from(contexts[index], [candidate])
     seconds = time.perf_counter() - started_s
     return len(lines), seconds, len(lines) / seconds
 
