@@ -132,6 +132,17 @@ class Item:
         ]
 
 
+def fastest_of_all(items: Iterable[Item], n: int) -> list[TuningRecord]:
+    """At most ``n`` records of the items, fastest first."""
+    return sorted((record for item in items for record in item.records()), key=latency_of)[:n]
+
+
+def fastest_of_each(items: Iterable[Item], n: int) -> list[TuningRecord]:
+    """At most ``n`` records of the items: the fastest of each, fastest first, then the second of each, and so on."""
+    ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
+    return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+
+
 def latency_of(record: TuningRecord) -> float:
     """Sort key: median latency in seconds of a record that ran."""
     return record.measurement.latency_s or math.inf

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from lorien.aws import MAX_CONNECTIONS, Service, code_of, explained
-from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
+from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, fastest_of_all, fastest_of_each, merge, new_items
 from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
 from lorien.records import TuningRecord, Workload
 from lorien.target import Target
@@ -96,8 +96,7 @@ class DynamoDatabase:
         """See ``ScheduleDatabase.best``."""
         with self._explained():
             items = [_item(row) for row in self._rows(target.key, f"{workload_key}#")]
-        records = (record for item in items if build in (None, item.build) for record in item.records())
-        return sorted(records, key=latency_of)[:n]
+        return fastest_of_all((item for item in items if build in (None, item.build)), n)
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
         """See ``ScheduleDatabase.related``."""
@@ -110,8 +109,7 @@ class DynamoDatabase:
             )
             keys = [_key(_row(row)) for page in pages for row in page["Items"]]
             items = [_item(row) for row in self._read(key for key in keys if key[0] != target.key).values()]
-        ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
-        return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+        return fastest_of_each(items, n)
 
     def query(
         self,

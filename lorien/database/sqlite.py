@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
+from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, fastest_of_all, fastest_of_each, merge, new_items
 from lorien.errors import BadInput, DatabaseUnavailable, LorienError, SchemaMismatch
 from lorien.files import TEMPORARY_PREFIX
 from lorien.records import TuningRecord, Workload
@@ -93,15 +93,14 @@ class SqliteDatabase:
             "WHERE target_key = ? AND workload_key = ? AND build = coalesce(?, build)",
             (target.key, workload_key, build),
         )
-        return sorted((record for item in items for record in item.records()), key=latency_of)[:n]
+        return fastest_of_all(items, n)
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
         """See ``ScheduleDatabase.related``."""
         items = self._items(
             "WHERE workload_key = ? AND family = ? AND target_key <> ?", (workload_key, target.family, target.key)
         )
-        ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
-        return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+        return fastest_of_each(items, n)
 
     def query(
         self,
