@@ -35,7 +35,7 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
     BadInput
         Unknown scheme, a file or table that is no schedule database, or another ``n_best`` than it was made with.
     SchemaMismatch
-        It was written by a newer Lorien.
+        It was written under an older or a newer schema; the message says what to do.
     DatabaseUnavailable
         It cannot be reached now, or not with these credentials.
     MissingExtra
