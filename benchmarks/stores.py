@@ -27,6 +27,7 @@ import psutil
 from harness import GIB, machine, markdown, run
 
 from lorien.database import open_database
+from lorien.database.dynamodb import DynamoDatabase
 from lorien.logs import open_logs
 from lorien.logs.base import SIDECAR, StoredLog
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
@@ -37,6 +38,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import servers
 
 WRITERS, WORKLOADS, N_BEST = 8, 20, 8
+BATCH_RECORDS = 10_000
 TARGET = Target.parse("cuda -arch=sm_86")
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -65,9 +67,33 @@ def databases(scratch: Path, commits: int) -> None:
             "DynamoDB (moto)": f"dynamodb://best?endpoint_url={moto}",
         }
         rows = [[name, WRITERS * commits, *contend(url, commits)] for name, url in urls.items()]
+        batches = [[name, *batch(url.replace("best", "batch"))] for name, url in urls.items()]
     print(f"\n{WRITERS} processes x {commits} commits to {WORKLOADS} workloads, {machine()}\n")
     columns = ["database", "commits", "seconds", "commits/s", "the n best exactly right", "query p50 ms", "p99 ms"]
     print(markdown(columns, rows))
+    print(f"\nOne commit of {BATCH_RECORDS} records of as many workloads, {machine()}\n")
+    print(markdown(["database", "seconds", "records/s", "all there", "requests by query"], batches))
+
+
+def batch(url: str) -> tuple[float, float, str, int | str]:
+    """Seconds, records per second, whether all are there, and requests that one query sends to a service."""
+    made = [
+        replace(one, workload=Workload("autotvm", f"dense{number}", ["dense", number]))
+        for number, one in enumerate(map(record, range(BATCH_RECORDS)))
+    ]
+    with open_database(url, create=True) as database:
+        started_s = time.perf_counter()
+        entered = database.put_many(made)
+        seconds = time.perf_counter() - started_s
+        there = "yes" if entered == database.stats().records == BATCH_RECORDS else "NO"
+        requests: int | str = "-"
+        if isinstance(database, DynamoDatabase):
+            sent: list[str] = []
+            events = database._service.client.meta.events
+            events.register("before-send.dynamodb", lambda request, **_: sent.append(request.url))
+            database.best(TARGET, made[0].workload.key)
+            requests = len(sent)
+    return seconds, BATCH_RECORDS / seconds, there, requests
 
 
 def contend(url: str, commits: int) -> tuple[float, float, str, float, float]:
@@ -138,13 +164,33 @@ def featurize(scratch: Path, data: Path) -> None:
             for device in sorted((data / "autotvm").iterdir()):
                 run("lorien", "ingest", device, "--dialect", "autotvm", "--target", device.name, "--logs", logs)
             ingest_s = time.perf_counter() - started_s
+            before_s = server_cpu_s()
             done = run("lorien", "featurize", logs, "-o", place.format("features"))
+            served_s = server_cpu_s() - before_s
             n, seconds = done.value["rows"], done.value["seconds"]
             rows.append(
-                [name, n, ingest_s, seconds, n / seconds, (n / seconds) / (rows[0][4] if rows else n / seconds)]
+                [
+                    name,
+                    n,
+                    ingest_s,
+                    seconds,
+                    n / seconds,
+                    (n / seconds) / (rows[0][4] if rows else n / seconds),
+                    served_s,
+                ]
             )
     print(f"\nAutoTVM logs featurized, {machine()}\n")
-    print(markdown(["logs and features in", "records", "ingest s", "featurize s", "records/s", "of folders"], rows))
+    print(
+        markdown(
+            ["logs and features in", "records", "ingest s", "featurize s", "records/s", "of folders", "server CPU s"],
+            rows,
+        )
+    )
+
+
+def server_cpu_s() -> float:
+    """Processor time that the server took so far: it shares the cores with what is measured."""
+    return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +86,12 @@ class _ShardDone:
     rows: int
     skipped: int
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ShardFailed:
+    log: str
+    error: Exception
 
 
 def featurize(
@@ -186,44 +195,98 @@ def _drop_tables_of_gone_logs(
 def _run(
     shards: Sequence[_Shard], processes: int, report: FeaturizeReport, progress: Progress | None
 ) -> list[_ShardDone]:
+    """Write the tables: processes extract, while threads here fetch the next logs and send the tables before.
+
+    Each log is fetched once, and at most twice as many as there are processes lie here at a time.
+    """
     finished: list[_ShardDone] = []
     if not shards:
         return finished
+    of_log: dict[str, list[_Shard]] = {}
+    for shard in shards:
+        of_log.setdefault(shard.log.id, []).append(shard)
+    outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed] = queue.SimpleQueue()
+    at_once = 2 * processes
     # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool:
-        futures: dict[Future[_ShardDone], _Shard] = {
-            pool.schedule(_write_shard, args=(shard,)): shard for shard in shards
-        }
+    with (
+        ThreadPoolExecutor(at_once) as fetchers,
+        ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool,
+    ):
+        work = _Work(pool, at_once, outcomes)
+        logs = [fetchers.submit(work.do_log, group) for group in of_log.values()]
         try:
-            for future in as_completed(futures):
-                shard = futures[future]
-                try:
-                    finished.append(future.result())
-                except ProcessExpired as error:
-                    report.failed_logs.append(f"{shard.log.id}: the worker died ({error})")
-                except (LorienError, OSError) as error:
-                    report.failed_logs.append(f"{shard.log.id}: {error}")
+            for _ in shards:
+                outcome = outcomes.get()
+                if isinstance(outcome, _ShardDone):
+                    finished.append(outcome)
+                elif isinstance(outcome.error, ProcessExpired):
+                    report.failed_logs.append(f"{outcome.log}: the worker died ({outcome.error})")
+                elif isinstance(outcome.error, (LorienError, OSError)):
+                    report.failed_logs.append(f"{outcome.log}: {outcome.error}")
+                else:
+                    raise outcome.error
                 if progress is not None:
                     progress(len(finished) + len(report.failed_logs), len(shards), sum(d.rows for d in finished))
         except BaseException:
-            pool.stop()
+            for log in logs:
+                log.cancel()
+            work.stop()
             raise
     return finished
 
 
-def _write_shard(shard: _Shard) -> _ShardDone:
+class _Work:
+    """What the threads of a run do. Each shard has one outcome: what was written, or why not."""
+
+    def __init__(self, pool: ProcessPool, at_once: int, outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed]) -> None:
+        self._pool = pool
+        self._at_once = at_once
+        self._outcomes = outcomes
+        self._running: list[Future[_ShardDone]] = []
+        self._scheduling = threading.Lock()
+
+    def do_log(self, shards: Sequence[_Shard]) -> None:
+        """Fetch a log and write the tables of its shards."""
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(shards[0].logs.local(shards[0].log))
+            except Exception as error:
+                for shard in shards:
+                    self._outcomes.put(_ShardFailed(shard.log.id, error))
+                return
+            writers = stack.enter_context(ThreadPoolExecutor(min(self._at_once, len(shards))))
+            for shard in shards:
+                writers.submit(self._do, shard, path)
+
+    def stop(self) -> None:
+        """Give up what is being done."""
+        self._pool.stop()  # From here on nothing more can be scheduled.
+        with self._scheduling:
+            for future in self._running:
+                future.cancel()
+
+    def _do(self, shard: _Shard, path: Path) -> None:
+        try:
+            with shard.tables.writing(shard.table) as temporary:
+                with self._scheduling:
+                    future = self._pool.schedule(_write_shard, args=(shard, path, temporary))
+                    self._running.append(future)
+                done: _ShardDone = future.result()
+        except Exception as error:
+            self._outcomes.put(_ShardFailed(shard.log.id, error))
+        else:
+            self._outcomes.put(done)
+
+
+def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:
     # Two workers on two cores: threads inside them would only get in each other's way.
     pa.set_cpu_count(1)
     log = shard.log
     extractor = open_extractor(log.dialect)
     schema = extractor.features.arrow_schema(log.dialect, log.target.key, shard.source)
     report, rows = ReadReport(), 0
-    with (
-        shard.logs.local(log) as path,
-        shard.tables.writing(shard.table) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
+    with pq.ParquetWriter(table, schema, compression="zstd") as writer:
         batches: list[pa.RecordBatch] = []
         for records, features in extractor.extract_log(path, log.info, report, (shard.index, shard.count), BATCH_ROWS):
             batches.append(_record_batch(schema, records, features, log.info))

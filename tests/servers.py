@@ -29,7 +29,7 @@ READY_WITHIN_S = 60.0
 FORGIVING = (
     'process.on("uncaughtException", e => { if (e.code !== "ECONNRESET") { console.error(e); process.exit(1) } })'
 )
-ACCESS_KEY, SECRET_KEY = "lorien-test", "no-secret"
+ACCESS_KEY, SECRET_KEY = "LORIENTEST", "no-secret"  # DynamoDB Local wants letters and digits
 BUCKET = "tests"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,

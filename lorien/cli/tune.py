@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,6 @@ from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
 from lorien.cli.workloads import TargetOption, read_workloads
-from lorien.errors import BadInput
 
 if TYPE_CHECKING:
     from lorien.records import Measurement
@@ -34,7 +34,7 @@ ROWS = 20
 def tune(
     workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
     trials: Annotated[int, typer.Option(min=1, help="Trials over all workloads, those of --resume included.")],
-    logs: Annotated[str, typer.Option(help="Log store: a folder. The session is in sessions/ of it.")],
+    logs: Annotated[str, typer.Option(help="Log store: a folder or s3:// URL. The session is in sessions/ of it.")],
     per_workload: Annotated[
         int | None, typer.Option("--trials-per-workload", min=1, help="At most so many for each.")
     ] = None,
@@ -60,15 +60,20 @@ def tune(
     from lorien.tune.loop import TuneConfig
     from lorien.tune.loop import tune as run
     from lorien.tune.measure import MeasureConfig, Measurer
-    from lorien.tune.session import open_session
+    from lorien.tune.remote import RemoteSession
+    from lorien.tune.session import open_session, session_name
     from lorien.tune.strategy import open_strategy
 
     asked = read_workloads(workloads)
     resolved = resolve_target(target, asked[0].dialect)
     store = open_logs(logs)
     config = TuneConfig(trials, per_workload, batch, scheduler)
+    root = session_root(logs)
+    copy = RemoteSession(logs, root / session_name(asked, resolved)) if logs.startswith("s3://") else None
     with ExitStack() as stack:
-        session = stack.enter_context(open_session(session_root(logs), asked, resolved, resume=resume))
+        if copy is not None:
+            stack.enter_context(copy.taken_over(resume=resume))
+        session = stack.enter_context(open_session(root, asked, resolved, resume=resume))
         # First, so that the children warm up while the rest is loaded and the first search runs.
         measurer = stack.enter_context(
             Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check))
@@ -77,11 +82,18 @@ def tune(
         prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None
         search = open_strategy(strategy, asked[0].dialect, resolved, prior, seed=seed)
         view = stack.enter_context(View(session, trials))
+
+        def watch(index: int, measurement: Measurement) -> None:
+            view.watch(index, measurement)
+            if copy is not None:
+                copy.check()
+
         interrupted = False
-        try:
-            report = run(session, search, measurer, config, database=database, watch=view.watch)
-        except KeyboardInterrupt:
-            interrupted, report = True, None
+        with copy.following() if copy is not None else nullcontext():
+            try:
+                report = run(session, search, measurer, config, database=database, watch=watch)
+            except KeyboardInterrupt:
+                interrupted, report = True, None
         measurer.close()
         log = ingest([session.folder], store, dialect=session.dialect).logs if session.records else []
     if as_json:
@@ -95,11 +107,10 @@ def tune(
 
 
 def session_root(logs: str) -> Path:
-    """Where sessions are: their logs grow, so they are local files."""
-    scheme, found, path = logs.partition("://")
-    if found and scheme != "file":
-        raise BadInput(f"a running session cannot grow in {logs}. Fix: --logs FOLDER, then lorien ingest to {logs}")
-    return Path(path if found else logs) / "sessions"
+    """Where sessions of a log store are: their logs grow, so they are local files. A store in S3 has copies."""
+    if logs.startswith("s3://"):
+        return Path("~/.cache/lorien/sessions").expanduser() / hashlib.sha256(logs.encode()).hexdigest()[:12]
+    return Path(logs.removeprefix("file://")) / "sessions"
 
 
 class View:

@@ -227,13 +227,9 @@ def open_session(root: Path, workloads: Sequence[Workload], target: Target, *, r
     StoreUnavailable
         It cannot be created.
     """
-    distinct = list({workload.key: workload for workload in workloads}.values())
-    identity = canonical_json([target.key, sorted(workload.key for workload in distinct)])
-    networks = "+".join(sorted({network for workload in distinct for network in workload.networks})) or "tune"
-    readable = re.sub(r"[^A-Za-z0-9._+]+", "-", networks)[:_NAME_CHARS]
-    folder = root / f"{readable}-{hashlib.sha256(identity).hexdigest()[:12]}"
+    folder = root / session_name(workloads, target)
     if not folder.exists():
-        return Session.create(folder, distinct, target)
+        return Session.create(folder, list({workload.key: workload for workload in workloads}.values()), target)
     session = Session(folder)
     if session.records and not resume:
         session.close()
@@ -242,6 +238,14 @@ def open_session(root: Path, workloads: Sequence[Workload], target: Target, *, r
             "to tune anew, remove the folder or give other --logs"
         )
     return session
+
+
+def session_name(workloads: Sequence[Workload], target: Target) -> str:
+    """Name of the session of these workloads on this target, whatever their order and on every machine."""
+    identity = canonical_json([target.key, sorted({workload.key for workload in workloads})])
+    networks = "+".join(sorted({network for workload in workloads for network in workload.networks})) or "tune"
+    readable = re.sub(r"[^A-Za-z0-9._+]+", "-", networks)[:_NAME_CHARS]
+    return f"{readable}-{hashlib.sha256(identity).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -1,0 +1,251 @@
+"""A session's copy in S3. It follows the session while that runs, and another machine can go on from it.
+
+``sessions/<name>/copy.json`` names its owner, and the pieces of each file in order. A piece is an object that never
+changes: what a file grew by is a new one, together with the last when that was small, so that pieces stay few.
+``copy.json`` is written after them, on condition that nobody else wrote it: a session that is resumed elsewhere has
+another owner, and the one before can write no more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypedDict
+
+import orjson
+
+from lorien.errors import BadInput, ChecksumMismatch, LorienError, SchemaMismatch, StoreUnavailable
+from lorien.files import atomic_folder
+from lorien.logs.base import SIDECAR
+from lorien.s3 import Object, S3Folder
+from lorien.tune.session import DETAILS
+
+logger = logging.getLogger(__name__)
+
+COPY = "copy.json"
+COPY_VERSION = 1
+PIECE_BYTES = 1 << 20
+"""A last piece below this is sent again with what follows it: no more than so much is ever sent twice."""
+EVERY_S = 30.0
+
+
+class Piece(TypedDict):
+    """An object that holds a part of a file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class RemoteSession:
+    """The copy of the session in a local ``folder``, below ``sessions/`` of a log store in S3.
+
+    One process of a machine at a time; ``take_over`` comes before the session is opened.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._s3 = S3Folder(url)
+        self._folder = folder
+        self._below = f"sessions/{folder.name}"
+        self._pieces: dict[str, list[Piece]] = {}
+        self._written: Object | None = None
+        self._owner = uuid.uuid4().hex
+        self._sending = threading.Lock()
+        self._lost: LorienError | None = None
+
+    @contextmanager
+    def taken_over(self, *, resume: bool) -> Iterator[None]:
+        """Own the copy; bring to the local folder what it lacks of it.
+
+        Raises
+        ------
+        BadInput
+            There is a copy and ``resume`` is False, another process of this machine has it, or the local folder and
+            the copy went different ways.
+        SchemaMismatch, ChecksumMismatch
+            Another Lorien wrote the copy; a piece is not what was sent.
+        StoreUnavailable
+            S3 cannot be read or written.
+        """
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        # Stays when this ends: were it removed, two processes could each lock a file of that name.
+        with self._folder.with_name(f"{self._folder.name}.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(f"another process writes {self._folder}. Fix: wait for it, or stop it") from None
+            self._written = self._s3.read(f"{self._below}/{COPY}")
+            if self._written is not None:
+                if not resume:
+                    raise BadInput(
+                        f"{self._s3.url}/{self._below} is a session of these workloads. Fix: --resume goes on with it; "
+                        "to tune anew, give other --logs"
+                    )
+                self._pieces = self._parsed(self._written)
+                self._restore()
+            self._write(self._pieces)
+            yield
+
+    @contextmanager
+    def following(self, every_s: float = EVERY_S) -> Iterator[None]:
+        """Send what is new every so often and when the block ends, however it does.
+
+        Raises
+        ------
+        BadInput
+            Another machine goes on with the session.
+        StoreUnavailable
+            What is new at the end could not be sent; it is in the local folder.
+        """
+        stop = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(stop, every_s), name="lorien-session-copy")
+        follower.start()
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            follower.join()
+            with suppress(LorienError):  # Why the block ended says more.
+                self.send()
+            raise
+        stop.set()
+        follower.join()
+        try:
+            self.send()
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"{error}. All trials are in {self._folder}: the same command with --resume sends them"
+            ) from error
+
+    def check(self) -> None:
+        """Raise ``BadInput`` once another machine has been seen to go on with the session."""
+        if self._lost is not None:
+            raise self._lost
+
+    def send(self) -> None:
+        """Send what the local files grew by. Raises ``BadInput`` when another machine goes on with the session."""
+        with self._sending:
+            self.check()
+            pieces: dict[str, list[Piece]] = {}
+            replaced: list[str] = []
+            # The details last: no record is without its own.
+            for path in sorted(self._folder.iterdir(), key=lambda path: (path.name == DETAILS, path.name)):
+                pieces[path.name] = self._grown(path, self._pieces.get(path.name, []), replaced)
+            if pieces != self._pieces:
+                self._write(pieces)
+                self._s3.delete(f"{self._below}/{name}" for name in replaced)
+
+    def _follow(self, stop: threading.Event, every_s: float) -> None:
+        while not stop.wait(every_s) and self._lost is None:
+            try:
+                self.send()
+            except StoreUnavailable as error:
+                logger.warning("%s. Tuning goes on; it is tried again in %g s", error, every_s)
+            except BadInput:
+                return  # ``check`` tells.
+
+    def _grown(self, path: Path, sent: list[Piece], replaced: list[str]) -> list[Piece]:
+        pieces = list(sent)
+        start = sum(piece["bytes"] for piece in pieces)
+        if (path.name == SIDECAR and pieces) or path.stat().st_size <= start:
+            return pieces
+        if pieces and pieces[-1]["bytes"] < PIECE_BYTES:
+            start -= pieces[-1]["bytes"]
+            replaced.append(pieces.pop()["name"])
+        with path.open("rb") as file:
+            file.seek(start)
+            while content := file.read(4 * PIECE_BYTES):
+                # What follows the last newline is being written, and may yet be taken back.
+                end = len(content) if path.name == SIDECAR else content.rfind(b"\n") + 1
+                if not end:
+                    break
+                file.seek(end - len(content), 1)
+                pieces.append(self._sent(content[:end]))
+        return pieces
+
+    def _sent(self, content: bytes) -> Piece:
+        piece = Piece(name=uuid.uuid4().hex, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self._s3.write(f"{self._below}/{piece['name']}", content, None)
+        return piece
+
+    def _write(self, pieces: dict[str, list[Piece]]) -> None:
+        content = orjson.dumps({"version": COPY_VERSION, "owner": self._owner, "files": pieces})
+        place = f"{self._below}/{COPY}"
+        for _ in range(2):
+            self._s3.write(place, content, self._written)
+            found = self._s3.read(place)
+            if found is not None and found.content == content:
+                self._written, self._pieces = found, pieces
+                return
+            if found is None or f'"owner":"{self._owner}"'.encode() not in found.content:
+                break
+            self._written = found  # Of an earlier request of ours, whose answer was lost.
+        self._lost = BadInput(
+            f"another process goes on with {self._s3.url}/{self._below}. The trials of this one are in "
+            f"{self._folder}. Fix: lorien ingest that folder to keep them"
+        )
+        raise self._lost
+
+    def _parsed(self, found: Object) -> dict[str, list[Piece]]:
+        where = f"{self._s3.url}/{self._below}/{COPY}"
+        try:
+            value = orjson.loads(found.content)
+            version = value["version"]
+            pieces = {
+                str(name): [Piece(name=str(p["name"]), bytes=int(p["bytes"]), sha256=str(p["sha256"])) for p in parts]
+                for name, parts in value["files"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{where} is damaged ({error!r}). Fix: remove it, or give other --logs") from None
+        if version != COPY_VERSION:
+            raise SchemaMismatch(
+                f"{where} is of version {version}, this Lorien reads {COPY_VERSION}. Fix: other --logs"
+            )
+        if any("/" in name or name in ("", "..", ".") for name in pieces):
+            raise BadInput(f"{where} names files of other folders. Fix: remove it")
+        return pieces
+
+    def _restore(self) -> None:
+        """Bring the local folder up to the copy, unless it is further."""
+        there = self._folder.exists()
+        if not self._pieces or (there and all(self._holds(name, parts) for name, parts in self._pieces.items())):
+            return
+        with atomic_folder(self._folder) as temporary:
+            for name, parts in self._pieces.items():
+                with (temporary / name).open("wb") as file:
+                    for part in parts:
+                        file.write(self._fetched(part))
+            for path in self._folder.iterdir() if there else ():
+                if not _begins(temporary / path.name, path):
+                    raise BadInput(
+                        f"{self._folder} and {self._s3.url}/{self._below} went different ways: another machine went on "
+                        f"with what was sent. Fix: lorien ingest {self._folder} keeps its trials; then remove it"
+                    )
+
+    def _fetched(self, piece: Piece) -> bytes:
+        found = self._s3.read(f"{self._below}/{piece['name']}")
+        if found is None or hashlib.sha256(found.content).hexdigest() != piece["sha256"]:
+            raise ChecksumMismatch(
+                f"{self._s3.url}/{self._below}/{piece['name']} is not what was sent. Fix: tune into other --logs"
+            )
+        return found.content
+
+    def _holds(self, name: str, parts: list[Piece]) -> bool:
+        """Whether the local file begins with all that was sent of it."""
+        with suppress(FileNotFoundError), (self._folder / name).open("rb") as file:
+            return all(hashlib.sha256(file.read(part["bytes"])).hexdigest() == part["sha256"] for part in parts)
+        return False
+
+
+def _begins(whole: Path, part: Path) -> bool:
+    """Whether a file begins with the whole lines of another."""
+    if not whole.exists():
+        return False
+    with whole.open("rb") as file, part.open("rb") as lines:
+        return all(file.read(len(line)) == line for line in lines if line.endswith(b"\n"))

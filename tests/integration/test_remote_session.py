@@ -1,0 +1,196 @@
+"""A session's copy in S3: whatever is cut, killed or started twice, no acknowledged trial is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import servers
+
+from lorien.errors import BadInput, ChecksumMismatch, LorienError, SchemaMismatch, StoreUnavailable
+from lorien.records import Candidate, Measurement, Outcome, Workload
+from lorien.s3 import S3Folder
+from lorien.target import Target
+from lorien.tune import remote
+from lorien.tune.remote import COPY, RemoteSession
+from lorien.tune.session import Session
+
+STUB = Path(__file__).parents[1] / "unit" / "stub_dialect"
+TARGET = Target.parse("llvm -num-cores=2")
+WORKLOADS = [Workload("recording", f"w{number}", [number]) for number in range(2)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stub_dialect() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUB)
+        yield
+
+
+@pytest.fixture
+def url(s3_folder: Callable[[str], str]) -> str:
+    return s3_folder("seaweedfs")
+
+
+def grow(session: Session, count: int, first_s: float = 1.0) -> None:
+    for number in range(session.records, session.records + count):
+        failed = Measurement(Outcome.CRASH, (), "SIGSEGV", 1.0)
+        ran = Measurement(Outcome.OK, (first_s / (number + 1),), timestamp_s=1.0)
+        session.append(number % 2, Candidate({"n": number}), failed if number % 5 == 0 else ran)
+
+
+def contents(folder: Path) -> list[tuple[list[float], set[str]]]:
+    with Session(folder) as session:
+        return [(own.latencies_s, own.keys) for own in session.trials]
+
+
+def restored(url: str, folder: Path) -> list[tuple[list[float], set[str]]]:
+    """What a machine that has nothing yet goes on with."""
+    with RemoteSession(url, folder).taken_over(resume=True):
+        return contents(folder)
+
+
+@pytest.mark.parametrize("piece_bytes", [200, 1 << 20])
+def test_another_machine_goes_on(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    monkeypatch.setattr(remote, "PIECE_BYTES", piece_bytes)
+    here, there = tmp_path / "here" / "s", tmp_path / "there" / "s"
+    first = RemoteSession(url, here)
+    with first.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+        for count in (3, 0, 40, 1):
+            grow(session, count)
+            first.send()
+        (names,) = S3Folder(url).pages("sessions/s/")
+        if piece_bytes > 200:
+            # Of each file that is not empty one piece; those that it took the place of are gone.
+            assert len(names) == sum(path.stat().st_size > 0 for path in here.iterdir()) + 1
+        with (
+            pytest.raises(BadInput, match="another process writes"),
+            RemoteSession(url, here).taken_over(resume=True),
+        ):
+            pass
+        with pytest.raises(BadInput, match=r"Fix: --resume"), RemoteSession(url, there).taken_over(resume=False):
+            pass
+        second = RemoteSession(url, there)
+        with second.taken_over(resume=True), Session(there) as other:
+            assert other.records == 44
+            grow(other, 2)
+            second.send()
+        grow(session, 1, first_s=2.0)
+        with pytest.raises(BadInput, match=r"another process goes on.*Fix"):
+            first.send()
+        with pytest.raises(BadInput, match="another process goes on"):
+            first.check()
+    assert contents(there) == restored(url, tmp_path / "third" / "s")
+    # Here is a trial that was never sent, there are two that came after.
+    with pytest.raises(BadInput, match="different ways"), RemoteSession(url, here).taken_over(resume=True):
+        pass
+    assert sum(len(latencies) for latencies, _ in contents(here)) == 45
+
+
+def test_a_folder_that_is_behind_catches_up(url: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "here" / "s", tmp_path / "there" / "s"
+    first = RemoteSession(url, here)
+    with first.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+        grow(session, 3)
+        first.send()
+    second = RemoteSession(url, there)
+    with second.taken_over(resume=True), Session(there) as session:
+        grow(session, 3)
+        second.send()
+    assert restored(url, here) == contents(there)
+
+
+@pytest.mark.parametrize("fault", [servers.FaultyProxy.DROP, servers.FaultyProxy.LOSE_ANSWER])
+@pytest.mark.parametrize("requests", range(0, 12, 2))
+def test_cut_at_any_request(
+    url: str,
+    aws: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    requests: int,
+) -> None:
+    """What was sent is a whole beginning; the next sending sends the rest."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    proxy = servers.FaultyProxy(aws("seaweedfs"))
+    here = tmp_path / "here" / "s"
+    copy = RemoteSession(url.replace(aws("seaweedfs"), proxy.url), here)
+    try:
+        with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+            grow(session, 3)
+            copy.send()
+            grow(session, 3)
+            proxy.faults.extend([None] * requests + [fault])
+            with ExitStack() as stack:
+                if requests < 6:  # two files that grew, copy.json and back, two old pieces
+                    stack.enter_context(pytest.raises(StoreUnavailable, match="Fix"))
+                copy.send()
+            proxy.faults.clear()
+            grow(session, 1)
+            copy.send()
+    finally:
+        proxy.close()
+    assert restored(url, tmp_path / "there" / "s") == contents(here)
+
+
+def end(session: Session, server: servers.Server) -> None:
+    """One trial more, and nobody to send it to."""
+    grow(session, 1)
+    server.kill()
+
+
+def test_a_server_killed_while_it_is_followed(
+    aws_credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    server = servers.seaweedfs(tmp_path)
+    here = tmp_path / "here" / "s"
+    url = f"s3://{servers.BUCKET}/logs?endpoint_url={server.url}"
+    try:
+        servers.make_bucket(server.url)
+        copy = RemoteSession(url, here)
+        with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+            with copy.following(every_s=0.01):
+                grow(session, 10)
+                server.kill()
+                grow(session, 10)
+                server.start()
+                grow(session, 10)
+            with pytest.raises(StoreUnavailable, match=r"All trials are in .*--resume sends them"), copy.following():
+                end(session, server)
+        server.start()
+        before = contents(here)
+        again = RemoteSession(url, here)
+        with again.taken_over(resume=True), Session(here) as session, again.following():
+            assert session.records == 31
+        assert restored(url, tmp_path / "there" / "s") == before
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        (b'"version":1', b'"version":2', SchemaMismatch),
+        (b'"files"', b'"f"', BadInput),
+        (b'"details.jsonl"', b'"../details.jsonl"', BadInput),
+        (b'"sha256":"', b'"sha256":"0', ChecksumMismatch),
+    ],
+)
+def test_a_copy_that_is_not_what_was_sent(
+    url: str, tmp_path: Path, old: bytes, new: bytes, error: type[LorienError]
+) -> None:
+    here = tmp_path / "here" / "s"
+    copy = RemoteSession(url, here)
+    with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+        grow(session, 3)
+        copy.send()
+    objects = S3Folder(url)
+    found = objects.read(f"sessions/s/{COPY}")
+    assert found is not None
+    assert objects.write(f"sessions/s/{COPY}", found.content.replace(old, new), found)
+    with pytest.raises(error, match="Fix"):
+        restored(url, tmp_path / "there" / "s")
+    assert not (tmp_path / "there" / "s").exists()
