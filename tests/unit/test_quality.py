@@ -23,7 +23,7 @@ LAYERS = (
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery"},
+    {"lorien.delivery", "lorien.doctor"},
     {"lorien.cli"},
 )
 # Heavy packages stay in their rooms.
