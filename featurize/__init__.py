@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 from lorien.errors import UnsupportedOperation
@@ -20,6 +20,5 @@ def open_extractor(dialect: str) -> FeatureExtractor:
     """The feature extractor of a dialect. Raises ``UnsupportedOperation`` when it has none."""
     if dialect not in _EXTRACTORS:
         raise UnsupportedOperation(f"dialect {dialect!r} has no features; those that do: {', '.join(_EXTRACTORS)}")
-    module, _, attribute = _EXTRACTORS[dialect].partition(":")
-    extractor: FeatureExtractor = getattr(importlib.import_module(module), attribute)()
+    extractor: FeatureExtractor = pkgutil.resolve_name(_EXTRACTORS[dialect])()
     return extractor
