@@ -213,7 +213,7 @@ def create_app(service: Service) -> FastAPI:
             return answer({"status": "ready"})
         return Response(b'{"status":"not ready"}', 503, media_type="application/json")
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, dependencies=secured)
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, 401: _ERRORS[401]}, dependencies=secured)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

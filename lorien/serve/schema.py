@@ -29,6 +29,22 @@ TargetValue = Annotated[
 WorkloadKey = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="Identity of the workload.")]
 
 
+_DENSE = {
+    "dialect": "autotvm",
+    "name": "dense_nopack.x86(1x64, 64x64)",
+    "identity": [
+        "dense_nopack.x86",
+        [["TENSOR", [1, 64], "float32"], ["TENSOR", [64, 64], "float32"], None, "float32"],
+    ],
+}
+_SCHEDULE = [["tile_x", "sp", [-1, 4]], ["tile_y", "sp", [-1, 1]], ["tile_k", "sp", [-1, 1]]]
+_RANK = {"workload": _DENSE, "target": "x86_i7-3770", "candidates": [_SCHEDULE, []]}
+_DELIVER = {
+    "workload": {"dialect": "metaschedule", "name": "conv2d", "identity": ["structural", "1"]},
+    "target": "llvm -mcpu=znver4 -num-cores=2",
+}
+
+
 class WorkloadValue(_Request):
     """A line of a ``workloads.jsonl``, as ``lorien extract`` writes it."""
 
@@ -45,6 +61,8 @@ class WorkloadValue(_Request):
 class RankRequest(_Request):
     """Candidates of a workload, to be scored for a target."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_RANK]})
+
     workload: WorkloadValue
     target: TargetValue
     candidates: Annotated[list[Any], Field(description="Schedules in the dialect's own JSON form.")]
@@ -52,6 +70,8 @@ class RankRequest(_Request):
 
 class DeliverRequest(_Request):
     """A workload that needs a schedule."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_DELIVER]})
 
     workload: WorkloadValue
     target: TargetValue

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing.connection import Connection
 from typing import ParamSpec, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
+from anyio import to_thread
 
 from lorien.database import open_database
 from lorien.database.base import ScheduleDatabase
@@ -46,16 +50,12 @@ class Workers:
     """
 
     def __init__(self, count: int, backlog: int, config: ServeConfig) -> None:
-        self._count = count
+        setup = _Setup(config.models, config.database, config.device, config.search_s, config.reload_s)
+        self._children = [_Child(setup) for _ in range(count)]
+        self._idle = list(self._children)
+        self._free = asyncio.Semaphore(count)
         self._backlog = backlog
-        self._setup = _Setup(config.models, config.database, config.device, config.search_s, config.reload_s)
         self._given = 0
-        self._pool = self._open()
-
-    def _open(self) -> ProcessPool:
-        # Spawned: a forked child of a process with threads can deadlock.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPool(self._count, JOBS_PER_CHILD, initializer=_remember, initargs=(self._setup,), context=context)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function of this module in a child, which is killed when the caller is cancelled.
@@ -69,24 +69,85 @@ class Workers:
         """
         if self._given >= self._backlog:
             raise ServiceUnavailable(f"{self._given} requests of this kind are waiting. Fix: ask again in a while")
-        if not self._pool.active:  # a child that dies while it has nothing to do breaks the pool
-            self.close()
-            self._pool = self._open()
         self._given += 1
         try:
-            return await asyncio.wrap_future(self._pool.schedule(function, args=args, kwargs=kwargs))
-        except ProcessExpired as error:
-            raise BadInput(
-                f"the process that worked on this died ({error}). Fix: see that the candidates are of this workload, "
-                "and send fewer at a time"
-            ) from None
+            async with self._free:
+                child = self._idle.pop()
+                try:
+                    return await to_thread.run_sync(
+                        partial(child.call, function, *args, **kwargs), abandon_on_cancel=True
+                    )
+                except asyncio.CancelledError:
+                    child.kill()
+                    raise
+                finally:
+                    self._idle.append(child)
         finally:
             self._given -= 1
 
     def close(self) -> None:
         """End the children, whatever they do."""
-        self._pool.stop()
-        self._pool.join()
+        for child in self._children:
+            child.kill()
+
+
+class _Child:
+    """A process that is started again when it is needed and gone."""
+
+    def __init__(self, setup: _Setup) -> None:
+        self._setup = setup
+        self._calling = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        # Spawned: a forked child of a process with threads can deadlock.
+        context = multiprocessing.get_context("spawn")
+        self._wire, theirs = context.Pipe()
+        with theirs:
+            self._process = context.Process(target=_answer, args=(theirs, self._setup))
+            self._process.start()
+        self._jobs = 0
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function there. Raises what it raises, and ``BadInput`` when the process dies of it."""
+        with self._calling:
+            if self._jobs >= JOBS_PER_CHILD:
+                self.kill()
+            if not self._process.is_alive():
+                self._wire.close()
+                self._start()
+            self._jobs += 1
+            try:
+                self._wire.send((function, args, kwargs))
+                value, error = self._wire.recv()
+            except (EOFError, OSError):
+                self.kill()
+                raise BadInput(
+                    f"the process that worked on this died (exit code {self._process.exitcode}). Fix: see that the "
+                    "candidates are of this workload, and send fewer at a time"
+                ) from None
+        if error is not None:
+            raise error
+        result: R = value
+        return result
+
+    def kill(self) -> None:
+        """End the process; a call that waits for it ends too."""
+        self._process.kill()
+        self._process.join()
+
+
+def _answer(wire: Connection, setup: _Setup) -> None:
+    """What a child does until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt in the terminal is for the parent
+    _setups.append(setup)
+    with suppress(EOFError, OSError):
+        while True:
+            function, args, kwargs = wire.recv()
+            try:
+                wire.send((function(*args, **kwargs), None))
+            except LorienError as error:
+                wire.send((None, error))
 
 
 @dataclass(frozen=True)
@@ -99,10 +160,7 @@ class _Setup:
 
 
 _setups: list[_Setup] = []
-
-
-def _remember(setup: _Setup) -> None:
-    _setups[:] = [setup]
+"""In a child: the one it was started with."""
 
 
 def extract(workload: Workload, candidates: Sequence[Candidate], target: Target) -> Features:
@@ -138,7 +196,7 @@ def _judged(work: Callable[[], R]) -> R:
     except LorienError:
         raise
     except Exception as error:
-        logger.exception("this came of what was sent")
+        logger.info("this came of what was sent", exc_info=True)
         reason = (str(error).strip().splitlines() or [""])[-1][:200]
         raise BadInput(
             f"it cannot be worked on: {type(error).__name__} {reason}. Fix: write the workload with lorien extract"
