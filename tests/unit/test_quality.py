@@ -23,7 +23,7 @@ LAYERS = (
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery"},
+    {"lorien.delivery", "lorien.doctor"},
     {"lorien.serve"},
     {"lorien.cli"},
 )
