@@ -78,7 +78,7 @@ def parse_target(value: str | dict[str, Json]) -> Target:
 
 def parse_workload(value: schema.WorkloadValue) -> Workload:
     """A workload. Raises ``BadInput``."""
-    return Workload.from_json(value.model_dump(exclude_none=value.key is None) | {"identity": value.identity})
+    return Workload.from_json({name: field for name, field in value if name != "key" or field is not None})
 
 
 def query_target(target: Annotated[schema.TargetText, Query()]) -> Target:

@@ -51,7 +51,7 @@ class Guard:
             await self._admit(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, scope["method"], status).inc()
+            self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - started_s)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,9 +20,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self.requests = Counter(
-            "lorien_requests", "Requests answered.", ("route", "method", "status"), registry=self._registry
-        )
+        self.requests = Counter("lorien_requests", "Requests answered.", ("route", "status"), registry=self._registry)
         self.seconds = Histogram(
             "lorien_request_seconds", "Seconds to answer.", ("route",), buckets=_SECONDS, registry=self._registry
         )

@@ -38,8 +38,8 @@ _DENSE = {
     ],
 }
 _SCHEDULE = [["tile_x", "sp", [-1, 4]], ["tile_y", "sp", [-1, 1]], ["tile_k", "sp", [-1, 1]]]
-_RANK = {"workload": _DENSE, "target": "x86_i7-3770", "candidates": [_SCHEDULE, []]}
-_DELIVER = {
+_RANK: dict[str, Any] = {"workload": _DENSE, "target": "x86_i7-3770", "candidates": [_SCHEDULE, []]}
+_DELIVER: dict[str, Any] = {
     "workload": {"dialect": "metaschedule", "name": "conv2d", "identity": ["structural", "1"]},
     "target": "llvm -mcpu=znver4 -num-cores=2",
 }

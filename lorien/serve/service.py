@@ -102,7 +102,10 @@ class Service:
         """Look for newer models, and whether the database answers, for ever."""
         while True:
             await anyio.sleep(self.config.reload_s)
-            await anyio.to_thread.run_sync(self._refresh)
+            try:
+                await anyio.to_thread.run_sync(self._refresh)
+            except Exception:  # whatever it is, the next look may go well
+                logger.exception("could not look for newer models")
 
     def _refresh(self) -> None:
         if self._rankers is not None:

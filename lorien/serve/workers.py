@@ -35,6 +35,7 @@ R = TypeVar("R")
 
 JOBS_PER_CHILD = 1000
 """After so many a child is replaced: compilers leak."""
+EXIT_S = 5.0
 
 
 class Workers:
@@ -86,9 +87,9 @@ class Workers:
             self._given -= 1
 
     def close(self) -> None:
-        """End the children, whatever they do."""
+        """End the children."""
         for child in self._children:
-            child.kill()
+            child.close()
 
 
 class _Child:
@@ -130,6 +131,12 @@ class _Child:
             raise error
         result: R = value
         return result
+
+    def close(self) -> None:
+        """Let the process end, so that it can clear up."""
+        self._wire.close()
+        self._process.join(EXIT_S)
+        self.kill()
 
     def kill(self) -> None:
         """End the process; a call that waits for it ends too."""
