@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -33,6 +33,7 @@ from lorien.serve.rankers import Rankers
 from lorien.serve.wire import FEATURES_DTYPE, record_to_json
 from lorien.serve.workers import Workers
 from lorien.target import Target
+from lorien.tune.measure import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ R = TypeVar("R")
 
 DELIVERIES_WAITING = 4
 """A search takes seconds, and one runs at a time: who would wait longer is told to come back."""
+MIN_ROWS = 128
+"""Feature rows worth a thread of their own."""
 CHUNK = 64
 """Records of a query that are read and sent at a time."""
 
@@ -63,13 +66,13 @@ class Service:
             self._database: ScheduleDatabase | None = None
             if config.database is not None:
                 self._database = stack.enter_context(open_database(config.database))
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            self._extracting = Workers(cores, config.concurrency, config)
+            self._cores = available_cores()
+            self._extracting = Workers(self._cores, config.concurrency, config)
             stack.callback(self._extracting.close)
             self._delivering = Workers(1, DELIVERIES_WAITING, config)
             stack.callback(self._delivering.close)
             # More at a time than cores would make all of them late.
-            self._cores = anyio.CapacityLimiter(cores)
+            self._scoring = anyio.CapacityLimiter(self._cores)
             self._told()
             self._stack = stack.pop_all()
 
@@ -150,7 +153,10 @@ class Service:
 
     async def _scored(self, ranker: Ranker, features: Features) -> FloatArray:
         self.metrics.candidates.inc(len(features))
-        return await anyio.to_thread.run_sync(ranker.score, features, limiter=self._cores)
+        # Rows do not know of each other: while nobody else asks, every core takes some.
+        parts = np.array_split(features, max(1, min(self._cores, len(features) // MIN_ROWS)))
+        scored = (anyio.to_thread.run_sync(ranker.score, part, limiter=self._scoring) for part in parts)
+        return np.concatenate(await asyncio.gather(*scored))
 
     async def deliver(self, workload: Workload, target: Target, top_k: int, verify: bool) -> Delivery:
         """A schedule: the database's, else ranked, verified where that is asked for and allowed, else the default."""
