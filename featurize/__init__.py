@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lorien.featurize.base import FeatureExtractor
 
 _EXTRACTORS = {
+    "auto_scheduler": "lorien.featurize.auto_scheduler:AutoSchedulerExtractor",
     "autotvm": "lorien.featurize.autotvm:AutoTvmExtractor",
     "metaschedule": "lorien.featurize.metaschedule:MetaScheduleExtractor",
 }

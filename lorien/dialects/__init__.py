@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorien.target import Target
 
 _BUILTIN = {
+    "auto_scheduler": "lorien.dialects.auto_scheduler:AutoSchedulerDialect",
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
     "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
 }
