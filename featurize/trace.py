@@ -200,7 +200,7 @@ def tiling_columns() -> Iterator[tuple[str, str, str]]:
         yield f"r{axis}", "log2", f"extent of reduction axis {axis}"
         for level in range(REDUCE_LEVELS):
             yield f"r{axis}_{level}", "log2", f"part {level} of reduction axis {axis}, from the innermost"
-    yield "flop", "log2", "multiply-adds of the tiled computation"
+    yield "macs", "log2", "multiply-adds of the tiled computation"
     yield "waste", "log2", "iterations over those needed, where parts do not divide extents"
     yield "inner_tile", "log2 elements", "output elements of the innermost level"
     yield "reg_tile", "log2 elements", "output elements a thread holds"
@@ -220,7 +220,7 @@ def tiling_columns() -> Iterator[tuple[str, str, str]]:
         yield f"read{read}_waste", "log2", f"input {read}: threads' loads over the elements needed"
     yield "loaded", "log2 elements", "elements that a tile and chunk touch of both inputs"
     yield "reuse", "log2", "multiply-adds of a tile and chunk over the elements it touches"
-    yield "traffic_per_flop", "log2", "elements that all tiles load, per multiply-add"
+    yield "traffic_per_mac", "log2", "elements that all tiles load, per multiply-add"
     yield "resident_threads", "log2", "threads that fit a multiprocessor, by threads, registers, shared memory"
     yield "waves", "log2", "blocks over those that fit a multiprocessor at once"
     yield "tail", "fraction", f"use of {MULTIPROCESSORS} multiprocessors by the waves of blocks"
@@ -250,7 +250,7 @@ class _Tiled:
         }
         sizes = dict(self._parts())
         sizes |= {
-            "flop": product(split.extent for split in (*spatial, *reduce)),
+            "macs": product(split.extent for split in (*spatial, *reduce)),
             "waste": product(product(split.parts) / split.extent for split in (*spatial, *reduce)),
             "inner_tile": product(split.parts[-1] for split in spatial),
             "reg_tile": reg_tile,
@@ -270,7 +270,7 @@ class _Tiled:
         loaded = np.sum(np.broadcast_arrays(*touched), axis=0)
         sizes["loaded"] = loaded
         sizes["reuse"] = block_tile * chunk / loaded
-        sizes["traffic_per_flop"] = sizes["outer"] * sizes["chunks"] * loaded / sizes["flop"]
+        sizes["traffic_per_mac"] = sizes["outer"] * sizes["chunks"] * loaded / sizes["macs"]
         if self._gpu:
             sizes |= self._loads(touched)
             resident = self._resident(reg_tile, ELEMENT_BYTES * loaded if self._reads else ONE)
@@ -307,7 +307,7 @@ class _Tiled:
         return found
 
     def _loads(self, touched: Sequence[Array]) -> dict[str, Array]:
-        found = {}
+        found: dict[str, Array] = {}
         for number, (read, block) in enumerate(zip(self._reads, touched, strict=False)):
             loads = np.ceil(block / (read.vector * self._threads))
             found |= {
@@ -328,7 +328,8 @@ class _Tiled:
             SM_REGISTERS / (lanes * (reg_tile + THREAD_REGISTERS)),
             SM_SHARED_BYTES / np.maximum(shared_bytes, 1.0),
         ]
-        return np.clip(np.floor(np.min(np.broadcast_arrays(*limits), axis=0)), 0.5, SM_BLOCKS)
+        fitting: Array = np.clip(np.floor(np.min(np.broadcast_arrays(*limits), axis=0)), 0.5, SM_BLOCKS)
+        return fitting
 
 
 def product(factors: Iterable[Array]) -> Array:
