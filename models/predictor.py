@@ -62,7 +62,7 @@ class Ranker:
         self.target = target
         self._extractor: FeatureExtractor | None
         try:
-            self._extractor = open_extractor(stored.model.dialect)
+            self._extractor = open_extractor(stored.model.dialect, stored.model.features.name)
         except UnsupportedOperation:
             # Tables of such a dialect were written elsewhere: they can be scored, candidates cannot.
             self._extractor = None
@@ -121,7 +121,7 @@ class Ranker:
             raise BadInput(
                 f"workload {workload.name!r} is of dialect {workload.dialect}, the model of {self.model.dialect}"
             )
-        extractor = self._extractor or open_extractor(self.model.dialect)
+        extractor = self._extractor or open_extractor(self.model.dialect, self.model.features.name)
         return self.score(extractor.extract(workload, candidates, self.target))
 
     def score(self, features: npt.NDArray[np.float32]) -> FloatArray:
@@ -135,7 +135,14 @@ class Ranker:
         """Score feature rows for a search: as ``score``, lower where the parts of the model disagree.
 
         A search looks for what the model overrates; what only some of its parts praise is rarely good.
+
+        Raises ``SchemaMismatch`` when the model reads another feature set than the dialect is searched with.
         """
+        if self.model.features != open_extractor(self.model.dialect).features:
+            raise SchemaMismatch(
+                f"the model of {self.model.target} reads features {self.model.features.id}: it ranks candidates and "
+                "cannot guide a search. Fix: lorien featurize without --features into another folder, and train on that"
+            )
         return self._scorer.cautious(features, CAUTION)
 
     def score_table(self, path: Path) -> FloatArray:
