@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lorien.target import Target
 
 _BUILTIN = {
+    "auto_scheduler": "lorien.dialects.auto_scheduler:AutoSchedulerDialect",
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
     "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
+    "metaschedule_legacy": "lorien.dialects.metaschedule_legacy:MetaScheduleLegacyDialect",
 }
 ENTRY_POINT_GROUP = "lorien.dialects"
 
