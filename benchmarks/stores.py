@@ -15,16 +15,18 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPConnection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import orjson
 import psutil
-from harness import GIB, machine, markdown, run
+from harness import machine, markdown, run
 
 from lorien.database import open_database
 from lorien.database.dynamodb import DynamoDatabase
@@ -128,28 +130,49 @@ def contend(url: str, commits: int) -> tuple[float, float, str, float, float]:
 
 def listing(scratch: Path, objects: int) -> None:
     """Many logs in a bucket, listed: seconds, and how the memory grows. Only their sidecars are there."""
-    with running("seaweedfs", scratch) as endpoint:
+    filer = servers.free_port()
+    with running("seaweedfs", scratch, filer_port=filer) as endpoint:
         servers.make_bucket(endpoint)
-        url = f"s3://{servers.BUCKET}/logs?endpoint_url={endpoint}"
-        folder = S3Folder(url)
-        log = StoredLog("autotvm", TARGET, None, (), False, "0" * 64, 1, 0, 0, 1)
+        # In a process of its own: memory that it gave back would hide what listing takes.
+        filling = PROCESSES.Process(target=fill, args=(filer, objects))
+        filling.start()
+        filling.join()
+        listed(f"s3://{servers.BUCKET}/logs?endpoint_url={endpoint}", objects)
 
-        def put(number: int) -> None:
-            one = replace(log, fingerprint=f"{number:012x}" + "0" * 52)
-            sidecar = one.to_json() | {"content": {"folder": "none", "sha256": {}}}
-            folder.write(f"{one.id}/{SIDECAR}", orjson.dumps(sidecar), None)
 
-        folder.each(put, range(objects))
-        process = psutil.Process()
-        before, peak, count = process.memory_info().rss, 0, 0
-        started_s = time.perf_counter()
-        for count, _ in enumerate(open_logs(url).list(), 1):
-            if count % 1000 == 0:
-                peak = max(peak, process.memory_info().rss)
-        seconds = time.perf_counter() - started_s
+def fill(filer: int, objects: int) -> None:
+    """Put sidecars through the door behind the S3 one: it signs nothing, and is ten times as fast."""
+    log = StoredLog("autotvm", TARGET, None, (), False, "0" * 64, 1, 0, 0, 1)
+    mine = threading.local()
+
+    def put(number: int) -> None:
+        if not hasattr(mine, "connection"):
+            mine.connection = HTTPConnection("127.0.0.1", filer)
+        one = replace(log, fingerprint=f"{number:012x}" + "0" * 52)
+        sidecar = one.to_json() | {"content": {"folder": "none", "sha256": {}}}
+        mine.connection.request("PUT", f"/buckets/{servers.BUCKET}/logs/{one.id}/{SIDECAR}", orjson.dumps(sidecar))
+        answer = mine.connection.getresponse()
+        if answer.status >= 300:
+            raise RuntimeError(f"{answer.status}: {answer.read()!r}")
+        answer.read()
+
+    S3Folder.each(put, range(objects))
+
+
+def listed(url: str, objects: int) -> None:
+    """List them."""
+    process = psutil.Process()
+    logs = open_logs(url).list()
+    next(logs)  # The first loads the libraries, and makes the connections.
+    before, peak, count = process.memory_info().rss, 0, 1
+    started_s = time.perf_counter()
+    for count, _ in enumerate(logs, 2):
+        if count % 100 == 0:
+            peak = max(peak, process.memory_info().rss)
+    seconds = time.perf_counter() - started_s
     print(f"\nLogs listed in S3 (SeaweedFS), {machine()}\n")
-    rows = [[objects, count, seconds, count / seconds, max(peak - before, 0) / GIB]]
-    print(markdown(["logs", "listed", "seconds", "logs/s", "memory grown by, GiB"], rows))
+    rows = [[objects, count, seconds, count / seconds, max(peak - before, 0) / (1 << 20)]]
+    print(markdown(["logs", "listed", "seconds", "logs/s", "memory grown by, MiB"], rows))
 
 
 def featurize(scratch: Path, data: Path) -> None:
@@ -194,11 +217,11 @@ def server_cpu_s() -> float:
 
 
 @contextmanager
-def running(name: str, scratch: Path) -> Iterator[str]:
+def running(name: str, scratch: Path, **options: int) -> Iterator[str]:
     """A server of the tests; its URL."""
     folder = scratch / name
     folder.mkdir()
-    server: servers.Server = getattr(servers, name)(folder)
+    server: servers.Server = getattr(servers, name)(folder, **options)
     try:
         yield server.url
     finally:

@@ -245,8 +245,8 @@ def dynamodb_local(folder: Path) -> Server:
     return Server(lambda port: ["java", *fixed, "-port", str(port)], log=folder / "dynamodb.log")
 
 
-def seaweedfs(folder: Path) -> Server:
-    """S3 on disk."""
+def seaweedfs(folder: Path, filer_port: int | None = None) -> Server:
+    """S3 on disk. What is behind it, the filer, takes files over plain HTTP at a port of its own."""
     program = Path(sys.executable).with_name("weed")
     (folder / "data").mkdir()
     identity = {
@@ -257,8 +257,8 @@ def seaweedfs(folder: Path) -> Server:
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
     # Each of its parts listens on a second port, for gRPC, unless that is given: 10,000 above the first.
-    parts = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    ports = [f"-{part}={free_port()}" for part in (*parts, "s3.port.grpc")]
+    parts = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc")
+    ports = [f"-filer.port={filer_port or free_port()}", *(f"-{part}={free_port()}" for part in parts)]
     fixed = [f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}"]
     fixed += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     return Server(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +19,7 @@ from lorien.dialects import open_dialect
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.featurize.schema import METADATA_KEY, ROW_COLUMNS
 from lorien.featurize.table import featurize, tables
+from lorien.files import TEMPORARY_PREFIX
 from lorien.logs import open_logs
 from lorien.logs.ingest import ingest
 from lorien.target import Target
@@ -124,6 +128,48 @@ def test_a_full_disk_leaves_no_table(store: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="lorien featurize"):
         tables(tmp_path / "out")
     assert featurize(open_logs(str(store)), tmp_path / "out", processes=1).rows == 20
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_interrupted(store: Path, tmp_path: Path, lines: Callable[..., str], sign: signal.Signals) -> None:
+    """A worker that is killed costs its log, Ctrl-C ends all; the next run does the rest.
+
+    The log is a pipe that nothing comes through: the worker is at it when it can be opened for writing.
+    """
+    (tmp_path / "given" / "other.log").write_text(lines(7, size=64))
+    take(tmp_path)
+    (stored,) = store.rglob("net.log")
+    aside = stored.rename(tmp_path / "aside")
+    os.mkfifo(stored)
+    out = tmp_path / "out"
+    words = ["featurize", str(store), "-o", str(out), "--processes", "1", "--json"]
+    program = [sys.executable, "-B", "-c", "from lorien.cli import main; main()", *words]
+    with (
+        subprocess.Popen(
+            program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as run,
+        stored.open("wb"),
+    ):
+        children = psutil.Process(run.pid).children(recursive=True)
+        (worker,) = (child for child in children if any("spawn_main" in word for word in child.cmdline()))
+        if sign == signal.SIGKILL:
+            worker.kill()
+        else:
+            os.killpg(run.pid, sign)
+        said, complained = run.communicate()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    if sign == signal.SIGKILL:
+        assert run.returncode == 1
+        assert "the worker died" in complained
+        assert json.loads(said)["rows"] == 7
+    else:
+        assert run.returncode == 130, complained
+        assert said == ""
+    assert not [path for path in out.rglob("*") if path.name.startswith(TEMPORARY_PREFIX)]
+    aside.replace(stored)
+    featurize(open_logs(str(store)), out, processes=1)
+    assert rows(out).num_rows == 27
 
 
 def test_a_table_of_another_version_is_refused(store: Path, tmp_path: Path) -> None:
