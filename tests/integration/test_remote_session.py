@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
+import orjson
 import pytest
 import servers
 
@@ -103,42 +104,45 @@ def test_a_folder_that_is_behind_catches_up(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [servers.FaultyProxy.DROP, servers.FaultyProxy.LOSE_ANSWER])
-@pytest.mark.parametrize("requests", range(0, 12, 2))
 def test_cut_at_any_request(
-    url: str,
-    aws: Callable[[str], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
-    requests: int,
+    url: str, aws: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """What was sent is a whole beginning; the next sending sends the rest."""
+    """What is there after a cut is a whole beginning; the next sending sends the rest."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     proxy = servers.FaultyProxy(aws("seaweedfs"))
-    here = tmp_path / "here" / "s"
+    here, objects = tmp_path / "here" / "s", S3Folder(url)
     copy = RemoteSession(url.replace(aws("seaweedfs"), proxy.url), here)
     try:
         with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
-            grow(session, 3)
+            grow(session, 5)
             copy.send()
-            grow(session, 3)
-            proxy.faults.extend([None] * requests + [fault])
-            with ExitStack() as stack:
-                if requests < 6:  # two files that grew, copy.json and back, two old pieces
-                    stack.enter_context(pytest.raises(StoreUnavailable, match="Fix"))
+            for requests in range(8):
+                before = sent(objects)
+                grow(session, 5)
+                proxy.faults.extend([None] * requests + [fault])
+                # Two files that grew, copy.json and back, two old pieces.
+                with pytest.raises(StoreUnavailable, match="Fix") if requests < 6 else nullcontext():
+                    copy.send()
+                proxy.faults.clear()
+                whole = {path.name: path.read_bytes() for path in here.iterdir()}
+                assert sent(objects) in (before, whole)
+                grow(session, 5)
                 copy.send()
-            proxy.faults.clear()
-            grow(session, 1)
-            copy.send()
     finally:
         proxy.close()
     assert restored(url, tmp_path / "there" / "s") == contents(here)
 
 
-def end(session: Session, server: servers.Server) -> None:
-    """One trial more, and nobody to send it to."""
-    grow(session, 1)
-    server.kill()
+def sent(objects: S3Folder) -> dict[str, bytes]:
+    """The files that the copy stands for now."""
+    found = objects.read(f"sessions/s/{COPY}")
+    assert found is not None
+    files: dict[str, bytes] = {}
+    for name, pieces in orjson.loads(found.content)["files"].items():
+        parts = [objects.read(f"sessions/s/{piece['name']}") for piece in pieces]
+        files[name] = b"".join(part.content for part in parts if part is not None)
+        assert len(files[name]) == sum(piece["bytes"] for piece in pieces)
+    return files
 
 
 def test_a_server_killed_while_it_is_followed(
@@ -151,23 +155,48 @@ def test_a_server_killed_while_it_is_followed(
     try:
         servers.make_bucket(server.url)
         copy = RemoteSession(url, here)
-        with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
-            with copy.following(every_s=0.01):
-                grow(session, 10)
-                server.kill()
-                grow(session, 10)
-                server.start()
-                grow(session, 10)
-            with pytest.raises(StoreUnavailable, match=r"All trials are in .*--resume sends them"), copy.following():
-                end(session, server)
-        server.start()
-        before = contents(here)
-        again = RemoteSession(url, here)
-        with again.taken_over(resume=True), Session(here) as session, again.following():
-            assert session.records == 31
-        assert restored(url, tmp_path / "there" / "s") == before
+        with (
+            copy.taken_over(resume=False),
+            Session.create(here, WORKLOADS, TARGET) as session,
+            copy.following(every_s=0.05),
+        ):
+            grow(session, 10)
+            server.kill()
+            grow(session, 10)
+            server.start()
+            grow(session, 10)
+        assert restored(url, tmp_path / "there" / "s") == contents(here)
     finally:
         server.kill()
+
+
+def end(session: Session, proxy: servers.FaultyProxy) -> None:
+    """Trials, and nobody to send them to."""
+    grow(session, 10)
+    proxy.faults.append(proxy.DROP)
+
+
+def test_what_could_not_be_sent_is_sent_by_the_next(
+    url: str, aws: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    proxy = servers.FaultyProxy(aws("seaweedfs"))
+    here = tmp_path / "here" / "s"
+    copy = RemoteSession(url.replace(aws("seaweedfs"), proxy.url), here)
+    try:
+        with (
+            copy.taken_over(resume=False),
+            Session.create(here, WORKLOADS, TARGET) as session,
+            pytest.raises(StoreUnavailable, match=r"All trials are in .*--resume sends them"),
+            copy.following(),
+        ):
+            end(session, proxy)
+    finally:
+        proxy.close()
+    again = RemoteSession(url, here)
+    with again.taken_over(resume=True), Session(here) as session, again.following():
+        assert session.records == 10
+    assert restored(url, tmp_path / "there" / "s") == contents(here)
 
 
 @pytest.mark.parametrize(
