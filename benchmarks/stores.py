@@ -41,6 +41,7 @@ import servers
 
 WRITERS, WORKLOADS, N_BEST = 8, 20, 8
 BATCH_RECORDS = 10_000
+TURNS = 3
 TARGET = Target.parse("cuda -arch=sm_86")
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -176,39 +177,40 @@ def listed(url: str, objects: int) -> None:
 
 
 def featurize(scratch: Path, data: Path) -> None:
-    """The AutoTVM logs of the devices, featurized from and to folders, and from and to S3."""
-    rows = []
+    """The AutoTVM logs of the devices, featurized from and to folders, and from and to S3, in turns."""
     with running("seaweedfs", scratch) as endpoint:
         servers.make_bucket(endpoint)
         places = {"folders": f"{scratch}/{{}}", "S3": f"s3://{servers.BUCKET}/{{}}?endpoint_url={endpoint}"}
+        ingest_s, served_s, seconds, records = {}, {}, {name: [] for name in places}, {}
         for name, place in places.items():
-            logs = place.format("logs")
             started_s = time.perf_counter()
             for device in sorted((data / "autotvm").iterdir()):
+                logs = place.format("logs")
                 run("lorien", "ingest", device, "--dialect", "autotvm", "--target", device.name, "--logs", logs)
-            ingest_s = time.perf_counter() - started_s
-            before_s = server_cpu_s()
-            done = run("lorien", "featurize", logs, "-o", place.format("features"))
-            served_s = server_cpu_s() - before_s
-            n, seconds = done.value["rows"], done.value["seconds"]
-            rows.append(
-                [
-                    name,
-                    n,
-                    ingest_s,
-                    seconds,
-                    n / seconds,
-                    (n / seconds) / (rows[0][4] if rows else n / seconds),
-                    served_s,
-                ]
-            )
-    print(f"\nAutoTVM logs featurized, {machine()}\n")
-    print(
-        markdown(
-            ["logs and features in", "records", "ingest s", "featurize s", "records/s", "of folders", "server CPU s"],
-            rows,
-        )
-    )
+            ingest_s[name] = time.perf_counter() - started_s
+        for turn in range(TURNS):
+            for name, place in places.items():
+                before_s = server_cpu_s()
+                done = run("lorien", "featurize", place.format("logs"), "-o", place.format(f"features{turn}"))
+                served_s[name] = server_cpu_s() - before_s
+                seconds[name].append(done.value["seconds"])
+                records[name] = done.value["rows"]
+    rates = {name: records[name] / min(seconds[name]) for name in places}
+    print(f"\nAutoTVM logs featurized, the fastest of {TURNS} turns, {machine()}\n")
+    rows = [
+        [
+            name,
+            records[name],
+            ingest_s[name],
+            " ".join(f"{turn_s:.1f}" for turn_s in seconds[name]),
+            rates[name],
+            rates[name] / rates["folders"],
+            served_s[name],
+        ]
+        for name in places
+    ]
+    columns = ["logs and features in", "records", "ingest s", "featurize s", "records/s", "of folders", "server CPU s"]
+    print(markdown(columns, rows))
 
 
 def server_cpu_s() -> float:

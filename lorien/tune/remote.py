@@ -66,8 +66,8 @@ class RemoteSession:
         Raises
         ------
         BadInput
-            There is a copy and ``resume`` is False, another process of this machine has it, or the local folder and
-            the copy went different ways.
+            There is a copy and ``resume`` is False, another process of this machine has it, a piece was removed, or
+            the local folder and the copy went different ways.
         SchemaMismatch, ChecksumMismatch
             Another Lorien wrote the copy; a piece is not what was sent.
         StoreUnavailable
@@ -229,11 +229,15 @@ class RemoteSession:
                     )
 
     def _fetched(self, piece: Piece) -> bytes:
-        found = self._s3.read(f"{self._below}/{piece['name']}")
-        if found is None or hashlib.sha256(found.content).hexdigest() != piece["sha256"]:
-            raise ChecksumMismatch(
-                f"{self._s3.url}/{self._below}/{piece['name']} is not what was sent. Fix: tune into other --logs"
+        place = f"{self._below}/{piece['name']}"
+        found = self._s3.read(place)
+        if found is None:
+            raise BadInput(
+                f"{self._s3.url}/{place} is gone: another machine is sending to this session, or it was removed. "
+                "Fix: run again; if that does not help, tune into other --logs"
             )
+        if hashlib.sha256(found.content).hexdigest() != piece["sha256"]:
+            raise ChecksumMismatch(f"{self._s3.url}/{place} is not what was sent. Fix: tune into other --logs")
         return found.content
 
     def _holds(self, name: str, parts: list[Piece]) -> bool:

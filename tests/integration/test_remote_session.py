@@ -223,3 +223,16 @@ def test_a_copy_that_is_not_what_was_sent(
     with pytest.raises(error, match="Fix"):
         restored(url, tmp_path / "there" / "s")
     assert not (tmp_path / "there" / "s").exists()
+
+
+def test_a_piece_that_is_gone(url: str, tmp_path: Path) -> None:
+    here = tmp_path / "here" / "s"
+    copy = RemoteSession(url, here)
+    with copy.taken_over(resume=False), Session.create(here, WORKLOADS, TARGET) as session:
+        grow(session, 3)
+        copy.send()
+    objects = S3Folder(url)
+    (names,) = objects.pages("sessions/s/")
+    objects.delete([next(name for name in names if not name.endswith(COPY))])
+    with pytest.raises(BadInput, match=r"is gone.*Fix: run again"):
+        restored(url, tmp_path / "there" / "s")
