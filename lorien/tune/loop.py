@@ -17,7 +17,7 @@ from lorien.tune.measure import Measurer
 from lorien.tune.scheduler import SCHEDULERS
 from lorien.tune.session import Session, Trials
 
-SLOW = 2.0
+SLOW = 1.5
 """A candidate that is so many times slower than its workload's best in its first repeat is not run again."""
 
 Measured = Sequence[tuple[Candidate, Measurement]]
