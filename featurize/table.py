@@ -63,6 +63,7 @@ class _Shard:
     index: int
     count: int
     tables: TableStore
+    feature_set: str | None
 
     @property
     def table(self) -> str:
@@ -90,6 +91,7 @@ def featurize(
     out: str | Path,
     *,
     dialect: str | None = None,
+    feature_set: str | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> FeaturizeReport:
@@ -103,6 +105,8 @@ def featurize(
         Folder or ``s3://`` URL of the Parquet data set: ``dialect=<name>/target=<key>/<log>-<shard>.parquet``.
     dialect : str, optional
         Only logs of this dialect.
+    feature_set : str, optional
+        Another feature set than the one a dialect is searched with, for dialects that have it: ``metaschedule_trace``.
     processes : int, optional
         Worker processes; the cores this process may use by default.
 
@@ -121,7 +125,7 @@ def featurize(
     store = open_tables(out)
     present = store.abouts()
     _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
-    todo = [shard for log in stored for shard in _shards(log, logs, store)]
+    todo = [shard for log in stored for shard in _shards(log, logs, store, feature_set)]
     stale = [shard for shard in todo if not _is_current(shard, present.get(shard.table))]
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
@@ -160,16 +164,16 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
     return found
 
 
-def _shards(log: StoredLog, logs: LogStore, store: TableStore) -> list[_Shard]:
+def _shards(log: StoredLog, logs: LogStore, store: TableStore, feature_set: str | None) -> list[_Shard]:
     count = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
-    return [_Shard(logs, log, index, count, store) for index in range(count)]
+    return [_Shard(logs, log, index, count, store, feature_set) for index in range(count)]
 
 
 def _is_current(shard: _Shard, about: TableAbout | None) -> bool:
     return (
         about is not None
         and about.source.get("fingerprint") == shard.log.fingerprint
-        and about.feature_set == open_extractor(shard.log.dialect).features
+        and about.feature_set == open_extractor(shard.log.dialect, shard.feature_set).features
     )
 
 
@@ -216,7 +220,7 @@ def _write_shard(shard: _Shard) -> _ShardDone:
     # Two workers on two cores: threads inside them would only get in each other's way.
     pa.set_cpu_count(1)
     log = shard.log
-    extractor = open_extractor(log.dialect)
+    extractor = open_extractor(log.dialect, shard.feature_set)
     schema = extractor.features.arrow_schema(log.dialect, log.target.key, shard.source)
     report, rows = ReadReport(), 0
     with (

@@ -23,7 +23,8 @@ LAYERS = (
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery"},
+    {"lorien.delivery", "lorien.doctor"},
+    {"lorien.serve"},
     {"lorien.cli"},
 )
 # Heavy packages stay in their rooms.
@@ -40,6 +41,12 @@ ROOMS = {
     "s3transfer": ("lorien.aws",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
+    "fastapi": ("lorien.serve",),
+    "starlette": ("lorien.serve",),
+    "uvicorn": ("lorien.serve",),
+    "pydantic": ("lorien.serve",),
+    "prometheus_client": ("lorien.serve",),
+    "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
 }
