@@ -380,8 +380,11 @@ def test_nobody_comes_in_without_the_token(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_without_a_token_it_stays_on_this_machine(service: Serving, shop: Shop, tmp_path: Path) -> None:
-    response, value = service.ask("/v1/stats", Host="attacker.example:80")
-    assert (response.status, value["error"]) == (403, "NotAllowed")
+    for host in ("attacker.example:80", "[", ""):
+        response, value = service.ask("/v1/stats", Host=host)
+        assert (response.status, value["error"]) == (403, "NotAllowed")
+    for host in ("localhost", "[::1]:80", "127.0.0.1:1"):
+        assert service.ask("/v1/stats", Host=host)[0].status == 200
     (tmp_path / "short").write_text("secret")
     for options, says in (
         (["--db", shop.database, "--host", "0.0.0.0"], "Fix: give it a token"),
