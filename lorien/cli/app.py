@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorien import __version__
-from lorien.cli import database, learn, stores, workloads
+from lorien.cli import database, fleet, learn, stores, workloads
 from lorien.cli.tune import tune
 
 
@@ -37,6 +37,8 @@ for _function in (
     learn.featurize,
     learn.evaluate,
     workloads.rank,
+    fleet.worker,
+    fleet.jobs,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")
