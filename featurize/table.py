@@ -13,15 +13,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pebble import ProcessExpired, ProcessPool
 
+from lorien.cluster import ray_pool
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, LorienError
@@ -63,6 +65,7 @@ class _Shard:
     index: int
     count: int
     tables: TableStore
+    feature_set: str | None
 
     @property
     def table(self) -> str:
@@ -90,8 +93,11 @@ def featurize(
     out: str | Path,
     *,
     dialect: str | None = None,
+    feature_set: str | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
 ) -> FeaturizeReport:
     """Bring the tables under ``out`` up to date with the logs of a store.
 
@@ -103,8 +109,15 @@ def featurize(
         Folder or ``s3://`` URL of the Parquet data set: ``dialect=<name>/target=<key>/<log>-<shard>.parquet``.
     dialect : str, optional
         Only logs of this dialect.
+    feature_set : str, optional
+        Another feature set than the one a dialect is searched with, for dialects that have it: ``metaschedule_trace``.
     processes : int, optional
         Worker processes; the cores this process may use by default.
+    executor : str
+        ``local``, or ``ray``: as many processes as the cluster has cores. Its nodes read the log store and write to
+        ``out``, which therefore are in S3 or in folders that all of them share.
+    ray_address : str, optional
+        See ``lorien.cluster.connected``.
 
     Raises
     ------
@@ -121,12 +134,16 @@ def featurize(
     store = open_tables(out)
     present = store.abouts()
     _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
-    todo = [shard for log in stored for shard in _shards(log, logs, store)]
+    todo = [shard for log in stored for shard in _shards(log, logs, store, feature_set)]
     stale = [shard for shard in todo if not _is_current(shard, present.get(shard.table))]
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
     stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
-    for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
+    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(processes or len(os.sched_getaffinity(0)), len(stale)))
+    pool = ray_pool(ray_address) if executor == "ray" else ProcessPool(max_workers=workers, context=context)
+    for done in _run(stale, pool, report, progress):
         report.rows += done.rows
         report.skipped += done.skipped
         report.reasons.extend(done.reasons)
@@ -160,16 +177,16 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
     return found
 
 
-def _shards(log: StoredLog, logs: LogStore, store: TableStore) -> list[_Shard]:
+def _shards(log: StoredLog, logs: LogStore, store: TableStore, feature_set: str | None) -> list[_Shard]:
     count = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
-    return [_Shard(logs, log, index, count, store) for index in range(count)]
+    return [_Shard(logs, log, index, count, store, feature_set) for index in range(count)]
 
 
 def _is_current(shard: _Shard, about: TableAbout | None) -> bool:
     return (
         about is not None
         and about.source.get("fingerprint") == shard.log.fingerprint
-        and about.feature_set == open_extractor(shard.log.dialect).features
+        and about.feature_set == open_extractor(shard.log.dialect, shard.feature_set).features
     )
 
 
@@ -184,14 +201,15 @@ def _drop_tables_of_gone_logs(
 
 
 def _run(
-    shards: Sequence[_Shard], processes: int, report: FeaturizeReport, progress: Progress | None
+    shards: Sequence[_Shard],
+    processes: AbstractContextManager[Any],
+    report: FeaturizeReport,
+    progress: Progress | None,
 ) -> list[_ShardDone]:
     finished: list[_ShardDone] = []
     if not shards:
         return finished
-    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool:
+    with processes as pool:
         futures: dict[Future[_ShardDone], _Shard] = {
             pool.schedule(_write_shard, args=(shard,)): shard for shard in shards
         }
@@ -216,7 +234,7 @@ def _write_shard(shard: _Shard) -> _ShardDone:
     # Two workers on two cores: threads inside them would only get in each other's way.
     pa.set_cpu_count(1)
     log = shard.log
-    extractor = open_extractor(log.dialect)
+    extractor = open_extractor(log.dialect, shard.feature_set)
     schema = extractor.features.arrow_schema(log.dialect, log.target.key, shard.source)
     report, rows = ReadReport(), 0
     with (

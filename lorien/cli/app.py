@@ -8,6 +8,8 @@ import typer
 
 from lorien import __version__
 from lorien.cli import database, fleet, learn, stores, workloads
+from lorien.cli.doctor import doctor
+from lorien.cli.serve import serve
 from lorien.cli.tune import tune
 
 
@@ -38,10 +40,12 @@ for _function in (
     learn.evaluate,
     workloads.rank,
     fleet.worker,
-    fleet.jobs,
+    doctor,
+    serve,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")
+app.add_typer(fleet.app, name="jobs")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 train_app.command()(learn.train)

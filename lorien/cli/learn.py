@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,13 @@ def featurize(
     logs: Annotated[str, typer.Argument(help="Log store: a folder, file:// or s3:// URL.")],
     output: Annotated[str, typer.Option("-o", "--output", help="Where the feature tables are: a folder or s3:// URL.")],
     dialect: Annotated[str | None, typer.Option(help="Only logs of this dialect.")] = None,
+    features: Annotated[
+        Literal["metaschedule_trace"] | None,
+        typer.Option(help="Another feature set, where a dialect has it: of traces as they are, without lowering."),
+    ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; the cores by default.")] = None,
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Where: this machine, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Of a running cluster; without, one is started here.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn logs into Parquet feature tables; only logs that are new are read."""
@@ -28,8 +34,11 @@ def featurize(
             open_logs(logs),
             output,
             dialect=dialect,
+            feature_set=features,
             processes=processes,
             progress=lambda done, total, rows: update(done, total, f"{rows:,} rows"),
+            executor=executor,
+            ray_address=ray_address,
         )
     warn(report.reasons, f"{report.skipped} records skipped, the first of each log:")
     warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be featurized; run again once they are mended:")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorien.cli.console import JsonFlag, command, emit, latency, out, progress, table, warn
+from lorien.errors import BadInput
 from lorien.records import Json, TuningRecord
+
+if TYPE_CHECKING:
+    from lorien.logs.base import LogStore
+    from lorien.target import Target
 
 LogsUrl = Annotated[str, typer.Option("--logs", help="Log store: a folder, file:// or s3:// URL.")]
 DatabaseUrl = Annotated[str, typer.Option("--db", help="Schedule database: sqlite:///path or dynamodb://table.")]
@@ -21,10 +28,15 @@ KEY = re.compile(r"[0-9a-f]{32}")
 @command
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Log files, database folders, or folders of them.")],
-    dialect: Annotated[str, typer.Option(help="Framework that wrote the logs: autotvm, metaschedule.")],
+    dialect: Annotated[
+        str, typer.Option(help="Framework that wrote the logs: autotvm, auto_scheduler, metaschedule...")
+    ],
     logs: LogsUrl,
     target: Annotated[str | None, typer.Option(help="Device the logs were measured on; overrides the logs.")] = None,
     network: Annotated[str | None, typer.Option(help="Network tuned; by default the file's or folder's name.")] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Of metaschedule_legacy: also store what replays on today's TVM, as such.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check foreign logs and put them in the log store. Taking the same log twice adds nothing."""
@@ -32,32 +44,68 @@ def ingest(
     from lorien.logs import open_logs
     from lorien.logs.ingest import ingest as run
 
+    resolved, store = resolve_target(target) if target else None, open_logs(logs)
     with progress("reading") as update:
         report = run(
             paths,
-            open_logs(logs),
+            store,
             dialect=open_dialect(dialect),
-            target=resolve_target(target) if target else None,
+            target=resolved,
             network=network,
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
     warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
+    answer: dict[str, Json] = {
+        "records": report.records,
+        "failed": report.failed,
+        "unreadable": report.unreadable,
+        "workloads": report.workloads,
+        "new": report.new,
+        "logs": report.logs,
+    }
+    if migrate:
+        moved = answer["migrated"] = migrated(paths, dialect, store, resolved, network)
     if as_json:
-        emit(
-            {
-                "records": report.records,
-                "failed": report.failed,
-                "unreadable": report.unreadable,
-                "workloads": report.workloads,
-                "new": report.new,
-                "logs": report.logs,
-            }
-        )
+        emit(answer)
     else:
         out.print(
             f"{report.records:,} records of {report.workloads} workloads ({report.failed:,} failed measurements), "
             f"{report.unreadable} unreadable lines; {report.new:,} records are new in {logs}"
         )
+        if migrate:
+            out.print(
+                f"migrated: {moved['rebuilt']} of {moved['workloads']} workloads rebuilt, "
+                f"{moved['replayed']:,} of {moved['records']:,} records replay on today's TVM"
+            )
+
+
+def migrated(
+    paths: list[Path], dialect: str, store: LogStore, target: Target | None, network: str | None
+) -> dict[str, Json]:
+    """Store what of old logs replays on today's TVM; the counts of ``lorien ingest --migrate --json``."""
+    from lorien.dialects import open_dialect
+    from lorien.dialects.metaschedule.migrate import MigrateReport, migrate
+    from lorien.logs.ingest import ingest as run
+
+    if dialect != "metaschedule_legacy":
+        raise BadInput(f"logs of {dialect} need no migration. Fix: leave out --migrate")
+    total = MigrateReport()
+    stored: list[str] = []
+    found = [log for path in paths for log in open_dialect(dialect).find(path)]
+    with progress("replaying") as update:
+        for index, log in enumerate(found):
+            update(index, len(found), log.name)
+            with tempfile.TemporaryDirectory(prefix="lorien-migrate-") as folder:
+                new = Path(folder, log.resolve().name)
+                new.mkdir()
+                report = migrate(log, new)
+                if report.replayed:
+                    reader = open_dialect("metaschedule")
+                    stored += run([new], store, dialect=reader, target=target, network=network).logs
+            total.add(report)
+    reasons = [f"{count} times: {reason}" for reason, count in total.reasons.most_common(20)]
+    warn(reasons, f"{total.records - total.replayed} records do not replay on today's TVM:")
+    return dataclasses.asdict(total) | {"reasons": dict(total.reasons), "logs": stored}
 
 
 @command

@@ -53,6 +53,9 @@ def tune(
     executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
     run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers of a run, for each target.")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or auto; without, one is started here.")
+    ] = None,
     lease_s: Annotated[
         float, typer.Option("--lease", min=1, help="Seconds until a job of a worker not heard of goes to another.")
     ] = 60.0,
@@ -82,6 +85,7 @@ def tune(
         tune_by_jobs(
             name=run_name,
             executor=executor,
+            ray_address=ray_address,
             workers=workers,
             workloads=asked,
             targets=[resolved],

@@ -22,7 +22,7 @@ MAX_TRIES = 60
 def find_run(table: JobTable, name: str) -> Run:
     """A run by its name. Raises ``BadInput`` when there is none."""
     if (run := table.run(name)) is None:
-        raise BadInput(f"no run {name!r} in this database. Fix: lorien jobs --db URL lists the runs")
+        raise BadInput(f"no run {name!r} in this database. Fix: lorien jobs runs --db URL lists the runs")
     return run
 
 

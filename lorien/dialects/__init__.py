@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lorien.target import Target
 
 _BUILTIN = {
+    "auto_scheduler": "lorien.dialects.auto_scheduler:AutoSchedulerDialect",
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
     "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
+    "metaschedule_legacy": "lorien.dialects.metaschedule_legacy:MetaScheduleLegacyDialect",
 }
 ENTRY_POINT_GROUP = "lorien.dialects"
 
@@ -27,8 +29,7 @@ def names() -> list[str]:
 def open_dialect(name: str) -> LogDialect:
     """The dialect of that name. Raises ``UnknownDialect``."""
     if name in _BUILTIN:
-        module, _, attribute = _BUILTIN[name].partition(":")
-        dialect: LogDialect = getattr(importlib.import_module(module), attribute)()
+        dialect: LogDialect = pkgutil.resolve_name(_BUILTIN[name])()
         return dialect
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:

@@ -116,7 +116,7 @@ class _Reader:
             workload=self._workload(template, args, kwargs),
             target=self._info.target or self._target(target),
             candidate=Candidate(schedule),
-            measurement=_measurement(latencies_s, error, timestamp_s),
+            measurement=measurement_of(latencies_s, error, timestamp_s),
             build=f"tvm {build}" if build else self._info.build,
             network=self._info.network,
             log=self._log,
@@ -158,7 +158,8 @@ def _is_record(line: bytes) -> bool:
     return isinstance(given, list) and len(given) >= 4 and isinstance(given[0], str) and ("result" in row or "r" in row)
 
 
-def _measurement(latencies_s: Json, error: Json, timestamp_s: Json) -> Measurement:
+def measurement_of(latencies_s: Json, error: Json, timestamp_s: Json) -> Measurement:
+    """The measurement that a log's result tells of; auto_scheduler writes the same. Raises ``BadInput``."""
     if not isinstance(error, int) or not isinstance(timestamp_s, (int, float)):
         raise BadInput(f"error number {error!r} or time {timestamp_s!r} is not a number")
     outcome = _OUTCOMES.get(error, Outcome.UNKNOWN_ERROR)

@@ -188,7 +188,7 @@ class Worker:
                 if self.queue.quarantined(self.device):
                     raise BadInput(
                         f"device {self.device} failed too often in a row and gets no more jobs. "
-                        f"Fix: mend it, then lorien jobs release --device {self.device}"
+                        f"Fix: mend it, then lorien jobs release {self.device}"
                     )
                 claimed_s = _now_s()
                 state = self.queue.claim(self.name, self.target, time.time())

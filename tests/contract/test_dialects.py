@@ -1,4 +1,4 @@
-"""One suite for every log dialect: what base.py promises, on real MetaSchedule logs and AutoTVM logs written here."""
+"""One suite for every log dialect: what base.py promises, on real MetaSchedule logs and lines of the others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,28 @@ def metaschedule_log(folder: Path) -> Path:
     return log
 
 
-LOGS: dict[str, Callable[[Path], Path]] = {"autotvm": autotvm_log, "metaschedule": metaschedule_log}
+def auto_scheduler_log(folder: Path) -> Path:
+    lines = [
+        {
+            "i": [
+                [json.dumps(["matmul", size, 64, 64]), "cuda -keys=cuda,gpu", [-1, 16, 64], "", 0, []],
+                [[], [["SP", 2, 0, size, [tile], 1], ["AN", 2, 1, 2], ["PR", 2, 0, "auto_unroll_max_step$16"]]],
+            ],
+            "r": [[1e-3 / tile] if tile != 8 else [1e10], 0 if tile != 8 else 4, 0.1, 1.6e9],
+            "v": "v0.6",
+        }
+        for size, tile in itertools.product(range(128, 192), (1, 2, 4, 8, 16))
+    ]
+    path = folder / "net.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+LOGS: dict[str, Callable[[Path], Path]] = {
+    "auto_scheduler": auto_scheduler_log,
+    "autotvm": autotvm_log,
+    "metaschedule": metaschedule_log,
+}
 
 
 @pytest.fixture(params=sorted(LOGS))

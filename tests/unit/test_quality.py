@@ -16,14 +16,15 @@ PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "
 
 # Imports point one way: a room may import from itself and from the rooms before it.
 LAYERS = (
-    {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3"},
+    {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3", "lorien.cluster"},
     {"lorien.records", "lorien.target", "lorien.mutate"},
     {"lorien.dialects"},
     {"lorien.database", "lorien.logs"},
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery"},
+    {"lorien.delivery", "lorien.doctor"},
+    {"lorien.serve"},
     {"lorien.cli"},
 )
 # Heavy packages stay in their rooms.
@@ -40,8 +41,15 @@ ROOMS = {
     "s3transfer": ("lorien.aws",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
+    "fastapi": ("lorien.serve",),
+    "starlette": ("lorien.serve",),
+    "uvicorn": ("lorien.serve",),
+    "pydantic": ("lorien.serve",),
+    "prometheus_client": ("lorien.serve",),
+    "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
+    "ray": ("lorien.cluster", "lorien.tune.executors.ray"),
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -24,18 +25,28 @@ RECORDS = "database_tuning_record.json"
 FAILED_S = 1e10
 """What TVM writes in place of a latency when a candidate did not build or run."""
 
-_OLD_TVM = f"written by an older TVM, whose modules and traces {BUILD} cannot read. Fix: tune again"
+_OLD_TVM = f"written by an older TVM, whose modules and traces {BUILD} cannot read. Fix: --dialect metaschedule_legacy"
+
+
+ReadWorkload = Callable[[bytes, LogInfo], Workload]
+"""A workload from a line of the workload file; raises ``BadInput``."""
 
 
 def find(path: Path) -> Iterator[Path]:
     """Sorted folders at or below ``path`` that hold a workload and a record file; a file stands for its folder."""
+    return folders(path, legacy=False)
+
+
+def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
+    """As ``find``; with ``legacy``, those that an older TVM wrote, whose modules are in another JSON."""
     if path.is_dir():
         folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
     else:
         folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
     for folder in sorted(folders):
         workloads, records = (_file(folder, name) for name in (WORKLOADS, RECORDS))
-        if workloads and records and any(line.lstrip().startswith(b'["') for line in head_lines(workloads)):
+        lines = [line for line in head_lines(workloads) if line.lstrip().startswith(b'["')] if workloads else []
+        if lines and records and any(map(_is_legacy, lines)) == legacy:
             yield folder
 
 
@@ -50,8 +61,15 @@ def files(log: Path) -> list[Path]:
 
 def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
     """Stream the records of a folder; see ``LogDialect.read``."""
+    return read_records(log, info, report, shard, _workload)
+
+
+def read_records(
+    log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int], read_workload: ReadWorkload
+) -> Iterator[TuningRecord]:
+    """As ``read``, of workloads in whatever form ``read_workload`` knows."""
     workload_file, record_file = files(log)
-    workloads = _read_workloads(workload_file, info)
+    workloads = _read_workloads(workload_file, info, read_workload)
     targets: dict[bytes, Target] = {}
     part, parts = shard
     # The index is that of the line, so that each line, readable or not, is one shard's business.
@@ -73,32 +91,44 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _read_workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
+def _is_legacy(line: bytes) -> bool:
+    """True of a workload line whose JSON starts as an older TVM's."""
+    try:
+        _, _, definition, *_ = line[:200].split(b'"')[1:]
+        head = base64.b64decode(definition[: len(definition) // 4 * 4])[8:].split(b'"')
+    except ValueError:
+        return False
+    return len(head) > 1 and head[1] == b"root"
+
+
+def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> list[Workload | BadInput]:
     """One entry a line, the reason in place of a workload that cannot be read. Raises when none can."""
     # TVM writes workloads in the order of its tasks but without their names: weights by task name go by position.
     by_position = list(info.weights.values())
     found: list[Workload | BadInput] = []
     for index, (_, line) in enumerate(iter_lines(path)):
         try:
-            structural_hash, definition, name = _definition(line)
+            workload = read_workload(line, info)
         except BadInput as error:
             found.append(error)
             continue
         weight = by_position[index] if index < len(by_position) else 1.0
-        found.append(
-            Workload(
-                dialect=DIALECT,
-                name=name,
-                identity=[IDENTITY_KIND, structural_hash],
-                definition=definition,
-                flop=_flop(structural_hash, definition),
-                weight=info.weights.get(name, weight),
-                networks=(info.network,) if info.network else (),
-            )
-        )
+        found.append(replace(workload, weight=info.weights.get(workload.name, weight)))
     if all(isinstance(entry, BadInput) for entry in found):
         raise UnreadableLog(f"{path} holds no workload: {found[0] if found else 'it is empty'}")
     return found
+
+
+def _workload(line: bytes, info: LogInfo) -> Workload:
+    structural_hash, definition, name = _definition(line)
+    return Workload(
+        dialect=DIALECT,
+        name=name,
+        identity=[IDENTITY_KIND, structural_hash],
+        definition=definition,
+        flop=_flop(structural_hash, definition),
+        networks=(info.network,) if info.network else (),
+    )
 
 
 def _definition(line: bytes) -> tuple[str, str, str]:
@@ -156,7 +186,7 @@ def _record(
     workload = workloads[index]
     if isinstance(workload, BadInput):
         raise BadInput(f"its workload {index} cannot be read: {workload}")
-    if "GetBlock" in names:
+    if "GetBlock" in names and workload.dialect == DIALECT:
         raise BadInput(_OLD_TVM)
     return TuningRecord(
         workload=workload,
