@@ -20,7 +20,7 @@ from lorien.database.queue import JobQueue, find_run
 from lorien.errors import BadInput, DatabaseUnavailable, LeaseLost, LorienError, StoreUnavailable
 from lorien.logs import open_logs
 from lorien.logs.base import LogStore
-from lorien.logs.ingest import ingest
+from lorien.logs.ingest import publish
 from lorien.models import load_ranker
 from lorien.records import Measurement
 from lorien.target import Target
@@ -243,7 +243,7 @@ class Worker:
         with Session(session_folder) as session:
             dialect, ran = session.dialect, session.outcomes["ok"] > 0
             if session.records:
-                ingest([session_folder], self.logs, dialect=dialect)
+                publish(session_folder, self.logs, dialect=dialect)
         return ran
 
     def _tune(self, session: Session, lease: Lease, options: JobOptions) -> None:
