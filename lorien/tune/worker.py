@@ -33,6 +33,8 @@ from lorien.tune.strategy import open_strategy
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_PER_LEASE = 4
+QUARANTINE_FAILURES = 3
+"""Jobs in a row that fail on a device before it gets no more, until it is released."""
 
 
 class Lease:
@@ -171,6 +173,7 @@ class Worker:
     logs: LogStore
     database: ScheduleDatabase
     _measurer: Measurer | None = field(default=None, init=False)
+    _failures: int = field(default=0, init=False)
 
     def work(self) -> Iterator[JobState]:
         """Do jobs, each told of when it is over, until there is none to be had.
@@ -185,7 +188,8 @@ class Worker:
         options = JobOptions(**self.queue.run.options)
         try:
             while True:
-                if self.queue.quarantined(self.device):
+                self._failures = self.table.failures(self.device)
+                if self._failures >= QUARANTINE_FAILURES:
                     raise BadInput(
                         f"device {self.device} failed too often in a row and gets no more jobs. "
                         f"Fix: mend it, then lorien jobs release {self.device}"
@@ -224,7 +228,8 @@ class Worker:
         if ran:
             lease.change(self.queue.finish)
             remove_job_sessions(self.root, lease.state.number)
-            self.table.forget_failures(self.device)
+            if self._failures:
+                self.table.forget_failures(self.device)
         else:
             detail = "no candidate could be measured; the log says how each failed"
             lease.change(lambda state: self.queue.fail(state, JobError.NOTHING_RAN, detail, again=False))
