@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
 from lorien.cli.fleet import tune_by_jobs
-from lorien.cli.workloads import TargetOption, read_workloads
+from lorien.cli.workloads import read_workloads
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ def tune(
     strategy: Annotated[
         Literal["evolutionary", "replay", "ranked"], typer.Option(help="How candidates are chosen.")
     ] = "evolutionary",
-    target: TargetOption = "native",
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="TVM's form, KIND_MODEL, or native; several make a run of jobs."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
     check: Annotated[bool, typer.Option("--check", help="Compare results with the unscheduled workload's.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -75,10 +78,9 @@ def tune(
     from lorien.tune.strategy import open_strategy
 
     asked = read_workloads(workloads)
-    resolved = resolve_target(target, asked[0].dialect)
-    if executor != "local" or run_name is not None:
-        distinct = len({workload.key for workload in asked})
-        share = max(1, trials // distinct)
+    resolved, *others = (resolve_target(text, asked[0].dialect) for text in target or ["native"])
+    if executor != "local" or run_name is not None or others:
+        share = max(1, trials // (len({workload.key for workload in asked}) * (1 + len(others))))
         options = JobOptions(
             min(share, per_workload or share), batch, scheduler, strategy, model, check, seed, BUILD_TIMEOUT_S
         )
@@ -88,7 +90,7 @@ def tune(
             ray_address=ray_address,
             workers=workers,
             workloads=asked,
-            targets=[resolved],
+            targets=[resolved, *others],
             options=options,
             logs=logs,
             db=db,

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from lorien.database import open_database
 from lorien.database.base import ScheduleDatabase
 from lorien.database.jobs import JobError, JobState, JobTable, open_jobs
 from lorien.database.queue import JobQueue, find_run
-from lorien.errors import BadInput, DatabaseUnavailable, LeaseLost, LorienError, StoreUnavailable
+from lorien.errors import (
+    BadInput,
+    DatabaseUnavailable,
+    LeaseLost,
+    StoreUnavailable,
+    UnknownDialect,
+    UnknownTarget,
+    UnsupportedOperation,
+)
 from lorien.logs import open_logs
 from lorien.logs.base import LogStore
 from lorien.logs.ingest import publish
@@ -214,7 +222,8 @@ class Worker:
         except (LeaseLost, DatabaseUnavailable):
             raise
         except KeyboardInterrupt:
-            lease.change(self.queue.give_back)
+            with suppress(LeaseLost):
+                lease.change(self.queue.give_back)
             raise
         except Exception as error:
             self._end_measurer()
@@ -284,6 +293,6 @@ def _kind(error: Exception) -> tuple[JobError, bool]:
     """What an error says of a job, and whether another try may end better."""
     if isinstance(error, StoreUnavailable):
         return JobError.UNAVAILABLE, True
-    if isinstance(error, LorienError) and not isinstance(error, ImportError):
+    if isinstance(error, (BadInput, UnknownDialect, UnknownTarget, UnsupportedOperation)):
         return JobError.BAD_INPUT, False
     return JobError.UNEXPECTED, True

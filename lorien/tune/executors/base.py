@@ -73,9 +73,10 @@ def drive(
                 f"{deaths[-1]}. Fix: what it says, then the same command with --resume"
             )
         before = counts
-        if counts.claimable:
-            alive = executor.alive()
-            for target in queue.run.targets:
-                if room := workers - alive[target]:
-                    executor.start(target, min(room, counts.claimable))
+        alive = executor.alive()
+        for target in queue.run.targets if counts.claimable else ():
+            if room := workers - alive[target]:
+                waiting = table.waiting(queue.run.name, target, room)
+                if wanted := len(waiting or table.lapsed(queue.run.name, target, now_s, room)):
+                    executor.start(target, wanted)
         sleep(POLL_S)
