@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +109,18 @@ def _load(workload: Workload, library: Path, target: Target) -> tuple[Any, Any, 
     import tvm
 
     device = tvm.runtime.device_from_target(tvm_target(target), 0)
-    rng = np.random.default_rng(_INPUT_SEED)
-    arguments = [
-        tvm.runtime.tensor(_random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype)), device)
-        for param in module_of(workload)["main"].params
-    ]
+    arguments = [tvm.runtime.tensor(value, device) for value in _inputs(module_of(workload))]
     return tvm.runtime.load_module(str(library)), device, arguments
+
+
+@lru_cache(maxsize=1)
+def _inputs(module: tvm.IRModule) -> list[npt.NDArray[Any]]:
+    """Values of all arguments, kept for the next candidate of the same workload."""
+    rng = np.random.default_rng(_INPUT_SEED)
+    return [
+        _random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype))
+        for param in module["main"].params
+    ]
 
 
 def _random_tensor(rng: np.random.Generator, shape: list[int], dtype: str) -> npt.NDArray[Any]:
