@@ -38,6 +38,7 @@ ROOMS = {
     "boto3": ("lorien.aws", "lorien.s3"),
     "botocore": ("lorien.aws", "lorien.s3"),
     "s3transfer": ("lorien.aws",),
+    "halide": ("lorien.dialects.halide",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
     "typer": ("lorien.cli",),
