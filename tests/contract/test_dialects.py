@@ -9,12 +9,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import legacy_metaschedule
 import pytest
 
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.halide.logs import Writer
+from lorien.dialects.halide.pipelines import parse
 from lorien.errors import UnreadableLog
-from lorien.records import TuningRecord
+from lorien.records import Candidate, Measurement, Outcome, TuningRecord
 from lorien.target import Target
 
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
@@ -71,10 +74,31 @@ def auto_scheduler_log(folder: Path) -> Path:
     return path
 
 
+def halide_log(folder: Path) -> Path:
+    log = folder / "net"
+    log.mkdir()
+    workloads = [parse("matmul:64,64,64"), parse("blur:64,64")]
+    writer = Writer(workloads, Target.parse("llvm -mcpu=haswell -num-cores=2"))
+    (log / writer.workload_file).write_bytes(writer.workload_lines())
+    lines = []
+    for index, seed in itertools.product(range(2), range(20)):
+        candidate = Candidate({"autoscheduler": "Adams2019", "parameters": {"random_dropout_seed": str(seed)}})
+        ran = Measurement(Outcome.OK, (1e-3 / (1 + seed),)) if seed else Measurement(Outcome.CRASH)
+        lines.append(writer.record_line(index, candidate, ran))
+    (log / writer.record_file).write_bytes(b"".join(lines))
+    return log
+
+
+def metaschedule_legacy_log(folder: Path) -> Path:
+    return legacy_metaschedule.write(folder / "net", records=16)
+
+
 LOGS: dict[str, Callable[[Path], Path]] = {
     "auto_scheduler": auto_scheduler_log,
     "autotvm": autotvm_log,
+    "halide": halide_log,
     "metaschedule": metaschedule_log,
+    "metaschedule_legacy": metaschedule_legacy_log,
 }
 
 
