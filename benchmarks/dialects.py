@@ -27,7 +27,7 @@ MIGRATED_SHARE = 4
 """One record in so many of the old log is replayed."""
 HELD_OUT_NETWORKS = ("resnet50", "squeezenet")
 
-TRIALS = 16
+TRIALS = 8
 TRAINING = (
     "matmul:512,512,512", "matmul:256,1024,256", "matmul:128,768,768",
     "conv2d:28,28,64,64,3", "conv2d:56,56,32,64,3", "conv2d:14,14,128,256,1",

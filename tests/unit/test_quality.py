@@ -25,6 +25,7 @@ LAYERS = (
     {"lorien.tune"},
     {"lorien.delivery"},
     {"lorien.cli"},
+    {"lorien.testing"},
 )
 # Heavy packages stay in their rooms.
 ROOMS = {
@@ -41,6 +42,7 @@ ROOMS = {
     "halide": ("lorien.dialects.halide",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
+    "pytest": ("lorien.testing",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
 }
