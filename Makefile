@@ -4,12 +4,13 @@ BIN := .venv/bin
 OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@echo "make demo   logs -> features -> model -> ranked and verified schedules for an unseen network"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation as pages, in docs/_build"
 	@echo "make clean  remove what demo and test made (.venv stays)"
 
 # The stamps say what is installed; they are older than setup.cfg when something has to be installed again.
@@ -35,5 +36,8 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/unit/test_quality.py
 
+docs: .venv/test.stamp
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 clean:
-	rm -rf build dist ./*.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/reference build dist ./*.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

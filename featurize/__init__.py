@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 from lorien.errors import UnsupportedOperation
@@ -31,6 +31,5 @@ def open_extractor(dialect: str, feature_set: str | None = None) -> FeatureExtra
     if dialect not in _EXTRACTORS:
         raise UnsupportedOperation(f"dialect {dialect!r} has no features; those that do: {', '.join(_EXTRACTORS)}")
     where = _OTHERS.get((dialect, feature_set or ""), _EXTRACTORS[dialect])
-    module, _, attribute = where.partition(":")
-    extractor: FeatureExtractor = getattr(importlib.import_module(module), attribute)()
+    extractor: FeatureExtractor = pkgutil.resolve_name(where)()
     return extractor

@@ -137,20 +137,9 @@ class Deliverer:
             The database could not be read or written.
         """
         started_s = time.monotonic()
-        hit = self._from_database(workload)
+        hit = self.hit(workload)
         if hit is not None:
-            return Delivery(
-                workload,
-                self.target,
-                Source.DATABASE,
-                hit.candidate,
-                hit.measurement.latency_s,
-                None,
-                (),
-                0,
-                "",
-                time.monotonic() - started_s,
-            )
+            return hit
         candidates = self._search(workload)
         default = Candidate(None)
         ranked = candidates[: self._top_k]
@@ -175,13 +164,28 @@ class Deliverer:
             time.monotonic() - started_s,
         )
 
-    def _from_database(self, workload: Workload) -> TuningRecord | None:
+    def hit(self, workload: Workload) -> Delivery | None:
+        """The answer, where the database has it. Raises as ``deliver`` does."""
+        started_s = time.monotonic()
         if self._database is None:
             return None
         # A schedule of another build may not replay, or may replay to other code.
         build = open_live_dialect(workload.dialect).framework()
         best = self._database.best(self.target, workload.key, build=build)
-        return best[0] if best else None
+        if not best:
+            return None
+        return Delivery(
+            workload,
+            self.target,
+            Source.DATABASE,
+            best[0].candidate,
+            best[0].measurement.latency_s,
+            None,
+            (),
+            0,
+            "",
+            time.monotonic() - started_s,
+        )
 
     def _search(self, workload: Workload) -> Sequence[Candidate]:
         if self._ranker is None:

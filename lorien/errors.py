@@ -8,6 +8,9 @@ from collections.abc import Sequence
 class LorienError(Exception):
     """Base of everything Lorien raises on purpose; the command line prints it without a traceback."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return again, (type(self), str(self))
+
 
 class BadInput(LorienError, ValueError):
     """What was given cannot be used: a file, a value, a combination of options."""
@@ -63,3 +66,16 @@ class MissingExtra(LorienError, ImportError):
 
 class VersionClash(LorienError, ImportError):
     """Two installed packages do not work together; the message holds the versions that do."""
+
+
+class NotAllowed(LorienError, PermissionError):
+    """The service does not do this for the one who asks: no token, a wrong one, or its operator has not allowed it."""
+
+
+class ServiceUnavailable(LorienError, OSError):
+    """The service cannot answer now: it is not there, has too much to do, or took too long."""
+
+
+def again(kind: type[LorienError], message: str) -> LorienError:
+    """An error that was raised in another process, from its class and its message."""
+    return kind.__new__(kind, message)

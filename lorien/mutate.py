@@ -15,8 +15,8 @@ and what it is at other values, is the dialect's to say: see ``Operator``.
 
 from __future__ import annotations
 
-import importlib
 import itertools
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,8 +152,7 @@ def _recognize(workload: Workload) -> Operator:
         raise UnsupportedOperation(
             f"workloads of dialect {workload.dialect!r} cannot be mutated; those of {', '.join(_RECOGNIZERS)} can"
         )
-    module, _, attribute = _RECOGNIZERS[workload.dialect].partition(":")
-    operator: Operator = getattr(importlib.import_module(module), attribute)(workload)
+    operator: Operator = pkgutil.resolve_name(_RECOGNIZERS[workload.dialect])(workload)
     return operator
 
 

@@ -112,13 +112,14 @@ class Workload:
                 weight=float(value.get("weight", 1.0)),
                 networks=tuple(value.get("networks", ())),
             )
+            key = workload.key
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(
                 f"not a workload: {type(error).__name__} {error}. Fix: write the file with lorien extract"
             ) from None
-        if value.get("key", workload.key) != workload.key:
+        if value.get("key", key) != key:
             raise BadInput(
-                f"workload {workload.name!r} has key {value['key']!r} but its fields give {workload.key!r}: "
+                f"workload {workload.name!r} has key {value['key']!r} but its fields give {key!r}: "
                 "it was edited or written by another version. Fix: lorien extract the model again"
             )
         return workload

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +43,10 @@ class Ranker:
     ----------
     model : Model
         What is known of the model.
+    folder : str
+        Where its files are; another one for each publication.
     target : Target
         What candidates are ranked for.
-    exact : bool
-        False when the model was trained for another target of the same family.
 
     Raises
     ------
@@ -57,8 +58,8 @@ class Ranker:
 
     def __init__(self, stored: StoredModel, target: Target) -> None:
         self.model: Model = stored.model
+        self.folder = stored.folder
         self.target = target
-        self.exact = stored.model.target == target.key
         self._extractor: FeatureExtractor | None
         try:
             self._extractor = open_extractor(stored.model.dialect, stored.model.features.name)
@@ -76,6 +77,22 @@ class Ranker:
             stored.model.fold_trees,
             Calibration(tuple(knots["raw"]), tuple(knots["fraction"])),
         )
+
+    @property
+    def exact(self) -> bool:
+        """False when the model was trained for another target of the same family."""
+        return self.model.target == self.target.key
+
+    @property
+    def version(self) -> str:
+        """Tells this publication of the model from others."""
+        return self.folder.rpartition("/")[2]
+
+    def on(self, target: Target) -> Ranker:
+        """The same model, its trees shared, as the ranker of another target."""
+        other = copy.copy(self)
+        other.target = target
+        return other
 
     def rank(self, workload: Workload, candidates: Sequence[Candidate]) -> FloatArray:
         """Score candidates of a workload.
@@ -193,9 +210,14 @@ def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dial
         raise UnknownTarget(wanted.key, [key for _, key in trained])
     if stored.model.target != wanted.key:
         logger.warning("no model for %s: ranking with that of %s, of the same family", wanted.key, stored.model.target)
+    return load(store, stored, wanted)
+
+
+def load(store: ModelStore, stored: StoredModel, target: Target) -> Ranker:
+    """The ranker of a model that was read from a store. Raises as ``Ranker`` does."""
     while True:
         try:
-            return Ranker(stored, wanted)
+            return Ranker(stored, target)
         except ChecksumMismatch:
             # Its files may have been replaced since its description was read: then there is another to read.
             newer = store.read(stored.model.dialect, stored.model.target)
@@ -204,14 +226,27 @@ def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dial
             stored = newer
 
 
-def _nearest(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:
+class _Trained(Protocol):
+    @property
+    def model(self) -> Model: ...
+
+
+M = TypeVar("M", bound=_Trained)
+
+
+def nearest(trained: Iterable[M], wanted: Target) -> M | None:
     """The model of the target, else the one of its family that shares most attributes with it, then has most rows."""
-    found = []
-    for dialect, key in trained:
-        known = Target.from_key(key)
-        if key == wanted.key:
-            return store.read(dialect, key)
-        if known.family == wanted.family and (stored := store.read(dialect, key)) is not None:
-            shared = len(known.identity.items() & wanted.identity.items())
-            found.append((shared, stored.model.rows, key, stored))
-    return max(found, key=lambda item: item[:3])[3] if found else None
+
+    def closeness(one: M) -> tuple[bool, int, int, str]:
+        known = Target.from_key(one.model.target)
+        shared = sum(known.identity.get(name) == value for name, value in wanted.identity.items())
+        return one.model.target == wanted.key, shared, one.model.rows, one.model.target
+
+    near = [one for one in trained if one.model.target == wanted.key or one.model.family == wanted.family]
+    return max(near, key=closeness, default=None)
+
+
+def _nearest(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:
+    own = [one for one in trained if one[1] == wanted.key]
+    near = own or [one for one in trained if Target.from_key(one[1]).family == wanted.family]
+    return nearest(filter(None, (store.read(*one) for one in near)), wanted)

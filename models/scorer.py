@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -43,15 +44,14 @@ class TreeEnsemble:
 
     def __init__(self, text: bytes) -> None:
         self._library = _lightgbm()
-        self._handle = ctypes.c_void_p()
-        trees = ctypes.c_int()
-        status = self._library.LGBM_BoosterLoadModelFromString(text, ctypes.byref(trees), ctypes.byref(self._handle))
-        if status:
-            raise SchemaMismatch(f"not a LightGBM model: {self._error()}. Fix: lorien-train again")
+        self._text = text
+        self._boosters: list[ctypes.c_void_p] = []
         self._cores = len(os.sched_getaffinity(0))
+        trees, columns = ctypes.c_int(), ctypes.c_int()
+        with self._booster() as booster:
+            self._library.LGBM_BoosterGetCurrentIteration(booster, ctypes.byref(trees))
+            self._library.LGBM_BoosterGetNumFeature(booster, ctypes.byref(columns))
         self.trees = trees.value
-        columns = ctypes.c_int()
-        self._library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(columns))
         self.columns = columns.value
 
     def __call__(self, features: npt.NDArray[np.float32]) -> FloatArray:
@@ -70,17 +70,40 @@ class TreeEnsemble:
         scores = np.zeros((len(trees), len(matrix)), dtype=np.float64)
         threads = self._cores if len(matrix) >= PARALLEL_ROWS else 1
         last = 0
-        for part, count in zip(scores, trees, strict=True):
-            first, last = last, last + count
-            for start in range(first, last if len(matrix) else first, PASS_TREES):
-                part += self._pass(matrix, start, min(PASS_TREES, last - start), threads)
+        with self._booster() as booster:
+            for part, count in zip(scores, trees, strict=True):
+                first, last = last, last + count
+                for start in range(first, last if len(matrix) else first, PASS_TREES):
+                    part += self._pass(booster, matrix, start, min(PASS_TREES, last - start), threads)
         return scores
 
-    def _pass(self, matrix: npt.NDArray[np.float32], first: int, count: int, threads: int) -> FloatArray:
+    @contextmanager
+    def _booster(self) -> Iterator[ctypes.c_void_p]:
+        """A booster that no other thread is using: LightGBM keeps the range of trees asked for in the booster itself.
+
+        There are as many as were ever in use at a time. To take one from the list, or put it back, is atomic.
+        """
+        try:
+            booster = self._boosters.pop()
+        except IndexError:
+            booster, trees = ctypes.c_void_p(), ctypes.c_int()
+            status = self._library.LGBM_BoosterLoadModelFromString(
+                self._text, ctypes.byref(trees), ctypes.byref(booster)
+            )
+            if status:
+                raise SchemaMismatch(f"not a LightGBM model: {self._error()}. Fix: lorien-train again") from None
+        try:
+            yield booster
+        finally:
+            self._boosters.append(booster)
+
+    def _pass(
+        self, booster: ctypes.c_void_p, matrix: npt.NDArray[np.float32], first: int, count: int, threads: int
+    ) -> FloatArray:
         scores = np.empty(len(matrix), dtype=np.float64)
         written = ctypes.c_int64()
         status = self._library.LGBM_BoosterPredictForMat(
-            self._handle,
+            booster,
             matrix.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_int(_FLOAT32),
             ctypes.c_int32(matrix.shape[0]),
@@ -98,8 +121,8 @@ class TreeEnsemble:
         return scores
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.LGBM_BoosterFree(self._handle)
+        for booster in getattr(self, "_boosters", ()):
+            self._library.LGBM_BoosterFree(booster)
 
     def _error(self) -> str:
         return str(self._library.LGBM_GetLastError().decode(errors="replace"))

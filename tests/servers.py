@@ -159,6 +159,61 @@ class FaultyProxy:
         self._server.server_close()
 
 
+class CuttableWire:
+    """A way to a server that can be cut: what is on it then, and what comes until it is mended, is lost.
+
+    Connections of before are dead after mending, as behind a router that forgot them.
+    """
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.removeprefix("http://").partition(":")
+        self._target = (host, int(port))
+        self._lock = threading.Lock()
+        self._ends: list[socket.socket] = []
+        self._whole = True
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Lose everything from now on, without a word to either side."""
+        self._whole = False
+
+    def mend(self) -> None:
+        """Let new connections through, and end those of before."""
+        with self._lock:
+            ends, self._ends = self._ends, []
+        self._whole = True
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.mend()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                with self._lock:
+                    self._ends += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(1 << 16):
+                if self._whole:
+                    sink.sendall(content)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
 def free_port() -> int:
     """A port that no program listens on, below those that the system gives to outgoing connections."""
     while True:

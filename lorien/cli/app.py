@@ -8,6 +8,8 @@ import typer
 
 from lorien import __version__
 from lorien.cli import database, learn, stores, workloads
+from lorien.cli.doctor import doctor
+from lorien.cli.serve import serve
 from lorien.cli.tune import tune
 
 
@@ -37,6 +39,8 @@ for _function in (
     learn.featurize,
     learn.evaluate,
     workloads.rank,
+    doctor,
+    serve,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")

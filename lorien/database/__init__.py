@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 from lorien.errors import BadInput
@@ -35,7 +35,7 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
     BadInput
         Unknown scheme, a file or table that is no schedule database, or another ``n_best`` than it was made with.
     SchemaMismatch
-        It was written by a newer Lorien.
+        It was written under an older or a newer schema; the message says what to do.
     DatabaseUnavailable
         It cannot be reached now, or not with these credentials.
     MissingExtra
@@ -46,6 +46,5 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
         scheme, url = "sqlite", f"sqlite:///{url}"
     if scheme not in _SCHEMES:
         raise BadInput(f"database {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
-    module, _, attribute = _SCHEMES[scheme].partition(":")
-    database: ScheduleDatabase = getattr(importlib.import_module(module), attribute)(url, create=create, n_best=n_best)
+    database: ScheduleDatabase = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create, n_best=n_best)
     return database

@@ -10,13 +10,14 @@ from typing import Protocol, TypedDict
 
 import orjson
 
-from lorien.errors import BadInput
+from lorien.errors import BadInput, SchemaMismatch
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload, canonical_json
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_N_BEST = 8
+SCHEMA_VERSION = 1
 MAX_ITEM_BYTES = 400 * 1024 - 4096
 """What the smallest backend (DynamoDB) takes in one item, less room for its keys and names. Holds in all of them."""
 
@@ -132,9 +133,32 @@ class Item:
         ]
 
 
+def fastest_of_all(items: Iterable[Item], n: int) -> list[TuningRecord]:
+    """At most ``n`` records of the items, fastest first."""
+    return sorted((record for item in items for record in item.records()), key=latency_of)[:n]
+
+
+def fastest_of_each(items: Iterable[Item], n: int) -> list[TuningRecord]:
+    """At most ``n`` records of the items: the fastest of each, fastest first, then the second of each, and so on."""
+    ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
+    return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+
+
 def latency_of(record: TuningRecord) -> float:
     """Sort key: median latency in seconds of a record that ran."""
     return record.measurement.latency_s or math.inf
+
+
+def check_schema(found: object, where: str) -> None:
+    """Raise ``SchemaMismatch`` unless a database was written under ``SCHEMA_VERSION``; nothing of it is changed."""
+    version = int(str(found)) if str(found).isdecimal() else 0  # no number: nothing of ours that is newer
+    if version == SCHEMA_VERSION:
+        return
+    if version > SCHEMA_VERSION:
+        fix = "pip install --upgrade lorien"
+    else:
+        fix = "lorien commit --logs LOGS --db URL, with the logs it came from and the URL of a new database"
+    raise SchemaMismatch(f"{where} has schema {found}, this Lorien reads {SCHEMA_VERSION}. Fix: {fix}")
 
 
 def new_items(records: Iterable[TuningRecord]) -> list[Item]:

@@ -22,12 +22,21 @@ from typing import Any
 import orjson
 
 from lorien.aws import MAX_CONNECTIONS, Service, code_of, explained
-from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
-from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
+from lorien.database.base import (
+    DEFAULT_N_BEST,
+    SCHEMA_VERSION,
+    DatabaseStats,
+    Item,
+    check_schema,
+    fastest_of_all,
+    fastest_of_each,
+    merge,
+    new_items,
+)
+from lorien.errors import BadInput, DatabaseUnavailable
 from lorien.records import TuningRecord, Workload
 from lorien.target import Target
 
-SCHEMA_VERSION = 1
 BATCH_ITEMS = 100  # what BatchGetItem takes
 MAX_TRIES = 60
 """Of an item that other writers change, or that throttling keeps back: half a minute of waiting, all in all."""
@@ -96,8 +105,7 @@ class DynamoDatabase:
         """See ``ScheduleDatabase.best``."""
         with self._explained():
             items = [_item(row) for row in self._rows(target.key, f"{workload_key}#")]
-        records = (record for item in items if build in (None, item.build) for record in item.records())
-        return sorted(records, key=latency_of)[:n]
+        return fastest_of_all((item for item in items if build in (None, item.build)), n)
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
         """See ``ScheduleDatabase.related``."""
@@ -110,8 +118,7 @@ class DynamoDatabase:
             )
             keys = [_key(_row(row)) for page in pages for row in page["Items"]]
             items = [_item(row) for row in self._read(key for key in keys if key[0] != target.key).values()]
-        ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
-        return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+        return fastest_of_each(items, n)
 
     def query(
         self,
@@ -166,12 +173,7 @@ class DynamoDatabase:
                 about = self._about()
         if about is None:
             raise BadInput(f"no schedule database at {url}. Fix: lorien database create {url}")
-        schema = about.get("schema")
-        if schema != str(SCHEMA_VERSION):
-            raise SchemaMismatch(
-                f"table {self._table} has schema {schema}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien "
-                "that wrote it, or lorien database copy with that one into a new table"
-            )
+        check_schema(about.get("schema"), f"table {self._table}")
         kept = int(about["n_best"])
         if n_best not in (None, kept):
             raise BadInput(f"table {self._table} keeps the {kept} best, not {n_best}: that was fixed when it was made")

@@ -13,14 +13,23 @@ from pathlib import Path
 
 import orjson
 
-from lorien.database.base import DEFAULT_N_BEST, DatabaseStats, Item, latency_of, merge, new_items
-from lorien.errors import BadInput, DatabaseUnavailable, LorienError, SchemaMismatch
+from lorien.database.base import (
+    DEFAULT_N_BEST,
+    SCHEMA_VERSION,
+    DatabaseStats,
+    Item,
+    check_schema,
+    fastest_of_all,
+    fastest_of_each,
+    merge,
+    new_items,
+)
+from lorien.errors import BadInput, DatabaseUnavailable, LorienError
 from lorien.files import TEMPORARY_PREFIX
 from lorien.records import TuningRecord, Workload
 from lorien.target import Target
 
 URL_PREFIX = "sqlite:///"
-SCHEMA_VERSION = 1
 APPLICATION_ID = 0x4C6F7269  # "Lori": tells our files from those of other programs
 BUSY_TIMEOUT_S = 30.0
 QUERY_PAGE = 64
@@ -93,15 +102,14 @@ class SqliteDatabase:
             "WHERE target_key = ? AND workload_key = ? AND build = coalesce(?, build)",
             (target.key, workload_key, build),
         )
-        return sorted((record for item in items for record in item.records()), key=latency_of)[:n]
+        return fastest_of_all(items, n)
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:
         """See ``ScheduleDatabase.related``."""
         items = self._items(
             "WHERE workload_key = ? AND family = ? AND target_key <> ?", (workload_key, target.family, target.key)
         )
-        ranked = [(rank, record) for item in items for rank, record in enumerate(item.records())]
-        return [record for _, record in sorted(ranked, key=lambda pair: (pair[0], latency_of(pair[1])))][:n]
+        return fastest_of_each(items, n)
 
     def query(
         self,
@@ -183,11 +191,7 @@ class SqliteDatabase:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if application != APPLICATION_ID:
                 raise BadInput(f"{self._path} is empty or of another program. Fix: give another path, or remove it")
-            if version != SCHEMA_VERSION:
-                raise SchemaMismatch(
-                    f"{self._path} has schema {version}, this Lorien reads {SCHEMA_VERSION}. Fix: use the Lorien that "
-                    "wrote it, or commit the logs into a new file"
-                )
+            check_schema(version, str(self._path))
             (kept,) = connection.execute("SELECT n_best FROM about").fetchone()
         if n_best not in (None, kept):
             raise BadInput(f"{self._path} keeps the {kept} best, not {n_best}: that was fixed when it was made")

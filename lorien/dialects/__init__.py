@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,7 @@ def names() -> list[str]:
 def open_dialect(name: str) -> LogDialect:
     """The dialect of that name. Raises ``UnknownDialect``."""
     if name in _BUILTIN:
-        module, _, attribute = _BUILTIN[name].partition(":")
-        dialect: LogDialect = getattr(importlib.import_module(module), attribute)()
+        dialect: LogDialect = pkgutil.resolve_name(_BUILTIN[name])()
         return dialect
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:

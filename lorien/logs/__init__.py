@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 from lorien.errors import BadInput
@@ -30,6 +30,5 @@ def open_logs(url: str) -> LogStore:
         scheme, url = "file", f"file://{url}"
     if scheme not in _SCHEMES:
         raise BadInput(f"log store {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
-    module, _, attribute = _SCHEMES[scheme].partition(":")
-    store: LogStore = getattr(importlib.import_module(module), attribute)(url)
+    store: LogStore = pkgutil.resolve_name(_SCHEMES[scheme])(url)
     return store

@@ -17,8 +17,8 @@ from lorien.tune.measure import Measurer
 from lorien.tune.scheduler import SCHEDULERS
 from lorien.tune.session import Session, Trials
 
-SLOW = 2.0
-"""A candidate that is so many times slower than its workload's best in its first repeat is not run again."""
+SLOW = 1.25
+"""A candidate that is so many times slower than its workload's best at a first look gets no full repeats."""
 
 Measured = Sequence[tuple[Candidate, Measurement]]
 Watch = Callable[[int, Measurement], None]

@@ -123,8 +123,7 @@ class Measurer:
         progress : callable, optional
             Called in this thread with the index and the measurement of each candidate as it is done.
         limit_s : float
-            A candidate slower than this in a first single run is not run again: it has that one latency, and its
-            ``detail`` says so.
+            A candidate slower than this in short repeats gets no full ones, and its ``detail`` says so.
 
         Raises
         ------

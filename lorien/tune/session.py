@@ -1,7 +1,7 @@
 """The log of one tuning session: what is measured goes in, a line at a time, and all of the session's state comes out.
 
 A session is a folder: the framework's native files, ``lorien.json``, and ``details.jsonl`` with what native logs have
-no place for: the kind and the text of an error, or that a slow candidate was stopped after one run. The folder comes
+no place for: the kind and the text of an error, or that a slow candidate was stopped early. The folder comes
 into being whole. After that its files only grow, and a record is acknowledged when its line is on the disk: the
 ``fsync`` of each is about a hundredth of what it cost to measure. Whatever stops the session, the acknowledged records
 are a prefix of the file; a torn last line is cut off on resume.

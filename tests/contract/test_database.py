@@ -395,11 +395,12 @@ def _change(path: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("schema", "fix"), [(0, "lorien commit --logs"), (9, "pip install --upgrade")])
+def test_another_schema_is_refused(tmp_path: Path, schema: int, fix: str) -> None:
     path = tmp_path / "best.db"
     open_database(str(path)).close()
-    _change(path, "PRAGMA user_version = 9")
-    with pytest.raises(SchemaMismatch, match=r"schema 9.*reads 1.*Fix"):
+    _change(path, f"PRAGMA user_version = {schema}")
+    with pytest.raises(SchemaMismatch, match=rf"schema {schema}.*reads 1.*Fix: {fix}"):
         open_database(str(path))
 
 

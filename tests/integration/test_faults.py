@@ -134,17 +134,18 @@ def test_tables_that_cannot_be_used(aws: Callable[[str], str]) -> None:
     for create in (None, True):
         with pytest.raises(BadInput, match="no table of schedules"):
             open_database(url.format("foreign"), create=create)
-    open_database(url.format("newer"), create=True).close()
-    client.update_item(
-        TableName="newer",
-        Key={"target_key": {"S": "lorien"}, "item_key": {"S": "about"}},
-        UpdateExpression="SET #schema = :nine",
-        ExpressionAttributeNames={"#schema": "schema"},
-        ExpressionAttributeValues={":nine": {"S": "9"}},
-    )
+    open_database(url.format("other"), create=True).close()
+    for schema, fix in (("9", "pip install --upgrade"), ("0", "lorien commit --logs"), ("x", "lorien commit --logs")):
+        client.update_item(
+            TableName="other",
+            Key={"target_key": {"S": "lorien"}, "item_key": {"S": "about"}},
+            UpdateExpression="SET #schema = :schema",
+            ExpressionAttributeNames={"#schema": "schema"},
+            ExpressionAttributeValues={":schema": {"S": schema}},
+        )
+        with pytest.raises(SchemaMismatch, match=rf"schema {schema}.*reads 1.*Fix: {fix}"):
+            open_database(url.format("other"))
     client.close()
-    with pytest.raises(SchemaMismatch, match=r"schema 9.*reads 1.*Fix"):
-        open_database(url.format("newer"))
 
 
 @pytest.mark.parametrize("text", ["dynamodb://", "dynamodb://t?colour=red", "dynamodb:///t"])
@@ -179,6 +180,55 @@ def test_a_server_killed_in_the_middle_of_commits(aws_credentials: None, tmp_pat
             assert [kept(database, number) for number in acknowledged] == [[1.0]] * 60
     finally:
         server.kill()
+
+
+@pytest.fixture
+def wire(aws: Callable[[str], str], request: pytest.FixtureRequest) -> Iterator[servers.CuttableWire]:
+    cuttable = servers.CuttableWire(aws(request.param))
+    yield cuttable
+    cuttable.close()
+
+
+CUT_S = 2.0
+
+
+@pytest.mark.parametrize("wire", ["dynalite"], indirect=True)
+def test_the_network_cut_in_the_middle_of_commits(wire: servers.CuttableWire) -> None:
+    """Requests on the wire vanish without an answer. Each is sent again, and counts once."""
+    with open_database(f"dynamodb://cut-{uuid.uuid4().hex}?endpoint_url={wire.url}", create=True) as database:
+        mending = threading.Timer(CUT_S, wire.mend)
+        for number in range(30):
+            if number == 10:
+                wire.cut()
+                mending.start()
+            assert database.put(made(number))
+        mending.join()
+        assert [kept(database, number) for number in range(30)] == [[1.0]] * 30
+
+
+@pytest.mark.parametrize("wire", ["seaweedfs"], indirect=True)
+def test_the_network_cut_in_the_middle_of_uploads(
+    wire: servers.CuttableWire,
+    s3_folder: Callable[[str], str],
+    aws: Callable[[str], str],
+    autotvm_log: Callable[..., Path],
+    line: Callable[..., str],
+) -> None:
+    url = s3_folder("seaweedfs")
+    through = open_logs(url.replace(aws("seaweedfs"), wire.url))
+    logs = [autotvm_log(f"net{size}.log", [line(tile=tile, size=size) for tile in range(1, 20)]) for size in (8, 16)]
+    ingest(logs[:1], through, dialect=open_dialect("autotvm"), target=TARGET)
+    mending = threading.Timer(CUT_S, wire.mend)
+    wire.cut()
+    mending.start()
+    assert ingest(logs[1:], through, dialect=open_dialect("autotvm"), target=TARGET).new == 19
+    mending.join()
+    store = open_logs(url)
+    contents = []
+    for stored in store.list():
+        with store.local(stored) as path:
+            contents.append(path.read_bytes())
+    assert sorted(contents) == sorted(log.read_bytes() for log in logs)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -14,9 +14,10 @@ from lorien.cli.workloads import read_workloads
 from lorien.database import open_database
 from lorien.delivery import Source, deliver
 from lorien.dialects import open_live_dialect, resolve_target
-from lorien.errors import UnknownTarget
+from lorien.errors import NotAllowed, UnknownTarget
 from lorien.models import load_ranker
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord
+from lorien.serve.client import Client
 
 BIN = Path(sys.executable).parent
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2"
@@ -124,3 +125,31 @@ def test_a_model_of_another_family_is_refused_and_the_answer_is_the_default(job:
         load_ranker(str(job / "models"), target)
     answer = deliver(workload, target, models=str(job / "models"), verify=False)
     assert answer.source is Source.DEFAULT
+
+
+def test_the_service_delivers_what_it_ranked_and_verified(job: Path, tmp_path: Path) -> None:
+    (workload,) = read_workloads(job / "workloads.jsonl")
+    target = resolve_target("native")
+    options = ["--models", str(job / "models"), "--db", str(tmp_path / "s.db"), "--verify", "--search-s", "2"]
+    command = [BIN / "lorien", "serve", "--port", "0", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as service:
+        assert service.stdout is not None
+        url = json.loads(b"".join(iter(service.stdout.readline, b"}\n")) + b"}")["url"]
+        try:
+            with Client(url) as client:
+                with pytest.raises(NotAllowed, match=f"verifies for {target.key} only"):
+                    client.deliver(workload, resolve_target("llvm -mcpu=other"))
+                answer = client.deliver(workload, target, top_k=2)
+                assert answer.source is Source.RANKED
+                assert len(answer.trials) == 2
+                times = [trial.measurement.latency_s for trial in answer.trials if trial.measurement]
+                assert answer.latency_s == min(filter(None, times)) < (answer.default_latency_s or 0)
+                hit = client.deliver(workload, target)
+                assert (hit.source, hit.candidate.schedule) == (Source.DATABASE, answer.candidate.schedule)
+                candidates = [*(trial.candidate for trial in answer.trials), Candidate([["no trace"]])]
+                scores = load_ranker(job / "models", target).rank(workload, candidates)
+                assert list(client.load_ranker(target).rank(workload, candidates)) == list(scores)
+                assert scores[2] == 0
+        finally:
+            service.terminate()
+    assert service.returncode == 0

@@ -23,7 +23,8 @@ LAYERS = (
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery"},
+    {"lorien.delivery", "lorien.doctor"},
+    {"lorien.serve"},
     {"lorien.cli"},
     {"lorien.testing"},
 )
@@ -43,6 +44,12 @@ ROOMS = {
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
     "pytest": ("lorien.testing",),
+    "fastapi": ("lorien.serve",),
+    "starlette": ("lorien.serve",),
+    "uvicorn": ("lorien.serve",),
+    "pydantic": ("lorien.serve",),
+    "prometheus_client": ("lorien.serve",),
+    "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
 }

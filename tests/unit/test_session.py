@@ -33,7 +33,7 @@ def ok(latency_s: float) -> Measurement:
 
 def measurement(number: int) -> Measurement:
     """Every kind that a session meets."""
-    slow = Measurement(Outcome.OK, (0.5,), "stopped after one run", 1.0)
+    slow = Measurement(Outcome.OK, (0.5,), "stopped at the first look", 1.0)
     return [ok(1.0 / (number + 1)), Measurement(Outcome.CRASH, (), "SIGSEGV", 2.0), slow][number % 3]
 
 

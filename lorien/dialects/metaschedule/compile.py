@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import tvm
 
 _INPUT_SEED = 0
+_PROBE_S = 0.005
+"""Runs that tell how many make up a repeat."""
 _BOUND_THREADS = ("cuda", "metal", "nvptx", "opencl", "rocm", "vulkan", "webgpu")
 """Kinds whose code generators refuse loops that are not bound to threads."""
 
@@ -76,14 +78,21 @@ def run(workload: Workload, library: Path, target: Target, *, repeat: int, min_r
     Returns
     -------
     list of float
-        ``repeat`` mean latencies in seconds, each over as many runs as fill ``min_repeat_s``, after one run to warm up.
-        Caches are warm, as they are between the operators of a network.
+        ``repeat`` mean latencies in seconds, each over as many runs as take about ``min_repeat_s``, after a few runs to
+        warm up. Caches are warm, as they are between the operators of a network.
     """
     executable, device, arguments = _load(workload, library, target)
-    evaluator = executable.time_evaluator(
-        "main", device, number=1, repeat=repeat, min_repeat_ms=math.ceil(min_repeat_s * 1e3)
-    )
-    return [float(latency_s) for latency_s in evaluator(*arguments).results]
+
+    def timed(extent_s: float, latency_s: float, repeat: int = 1) -> list[float]:
+        number = max(1, round(extent_s / latency_s))
+        evaluator = executable.time_evaluator("main", device, number=number, repeat=repeat)
+        return [float(latency_s) for latency_s in evaluator(*arguments).results]
+
+    # TVM finds the number of runs by itself, from one run while the threads still wake up, and repeats what was too
+    # short: half of the time went there.
+    (latency_s,) = timed(0.0, 1.0)
+    (latency_s,) = timed(min(min_repeat_s, _PROBE_S), latency_s)
+    return timed(min_repeat_s, latency_s, repeat)
 
 
 def outputs(workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
@@ -100,12 +109,18 @@ def _load(workload: Workload, library: Path, target: Target) -> tuple[Any, Any, 
     import tvm
 
     device = tvm.runtime.device_from_target(tvm_target(target), 0)
-    rng = np.random.default_rng(_INPUT_SEED)
-    arguments = [
-        tvm.runtime.tensor(_random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype)), device)
-        for param in module_of(workload)["main"].params
-    ]
+    arguments = [tvm.runtime.tensor(value, device) for value in _inputs(module_of(workload))]
     return tvm.runtime.load_module(str(library)), device, arguments
+
+
+@lru_cache(maxsize=1)
+def _inputs(module: tvm.IRModule) -> list[npt.NDArray[Any]]:
+    """Values of all arguments, kept for the next candidate of the same workload."""
+    rng = np.random.default_rng(_INPUT_SEED)
+    return [
+        _random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype))
+        for param in module["main"].params
+    ]
 
 
 def _random_tensor(rng: np.random.Generator, shape: list[int], dtype: str) -> npt.NDArray[Any]:

@@ -1,0 +1,1 @@
+"""``lorien serve``: ranking, delivery and the schedule database over HTTP; ``client`` is its Python side."""
