@@ -23,7 +23,7 @@ def log(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
     given = pytestconfig.getoption("--dialect-log")
     if given is None:
         pytest.skip("no --dialect-log given")
-    copy = tmp_path / "given" / given.name
+    copy: Path = tmp_path / "given" / given.name
     copy.parent.mkdir()
     (shutil.copytree if given.is_dir() else shutil.copy)(given, copy)
     return copy
