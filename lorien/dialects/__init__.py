@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _BUILTIN = {
     "auto_scheduler": "lorien.dialects.auto_scheduler:AutoSchedulerDialect",
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
+    "halide": "lorien.dialects.halide:HalideDialect",
     "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
     "metaschedule_legacy": "lorien.dialects.metaschedule_legacy:MetaScheduleLegacyDialect",
 }

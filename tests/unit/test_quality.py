@@ -26,6 +26,7 @@ LAYERS = (
     {"lorien.delivery", "lorien.doctor"},
     {"lorien.serve"},
     {"lorien.cli"},
+    {"lorien.testing"},
 )
 # Heavy packages stay in their rooms.
 ROOMS = {
@@ -39,8 +40,10 @@ ROOMS = {
     "boto3": ("lorien.aws", "lorien.s3"),
     "botocore": ("lorien.aws", "lorien.s3"),
     "s3transfer": ("lorien.aws",),
+    "halide": ("lorien.dialects.halide",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
+    "pytest": ("lorien.testing",),
     "fastapi": ("lorien.serve",),
     "starlette": ("lorien.serve",),
     "uvicorn": ("lorien.serve",),
