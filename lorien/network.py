@@ -249,7 +249,8 @@ def _compile(model: Model, schedules: Mapping[str, Candidate], library: Path) ->
     except Exception as error:  # a compiler and its linker raise anything
         reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
         raise LorienError(
-            f"the model cannot be compiled: {reason}. Fix: lorien doctor --target T tells what the target lacks"
+            f"the model cannot be compiled: {reason}. "
+            "Fix: lorien doctor builds a kernel here; another machine's target needs its linker"
         ) from error
 
 
