@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def convolutions(path: Path, channels: int = 8, size: int = 14) -> Path:
+def convolutions(path: Path, channels: int = 8, size: int = 14, seed: int = 0) -> Path:
     """Two convolutions with bias and ReLU, the second of them 1x1 as in squeezenet's fire modules, and a mean."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         return numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
-from tvm import tirx
+from tvm import te
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
@@ -90,10 +90,8 @@ class _Done(ms.runner.PyRunnerFuture):  # type: ignore[misc]
 
 def _stand_in(args_info: Sequence[ms.arg_info.ArgInfo]) -> Workload:
     """A workload of the same arguments that does nothing: the child makes its inputs from it."""
-    buffers = [tirx.decl_buffer(list(info.shape), str(info.dtype)) for info in args_info]
-    params = [tirx.Var(f"p{index}", "handle") for index in range(len(buffers))]
-    function = tirx.PrimFunc(params, tirx.Evaluate(0), buffer_map=dict(zip(params, buffers, strict=True)))
-    return workload_of(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), "main")
+    arguments = [te.placeholder(list(info.shape), str(info.dtype)) for info in args_info]
+    return workload_of(tvm.IRModule({"main": te.create_prim_func(arguments)}), "main")
 
 
 def _refused(message: str) -> ms.builder.BuilderResult:

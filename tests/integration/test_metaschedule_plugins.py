@@ -149,11 +149,13 @@ def measurer():
 def test_builder_and_runner_answer_one_for_one(measurer):
     native = tvm_target(native_target())
     builder, runner = lms.Builder(measurer), lms.Runner(measurer)
-    broken = tvm.IRModule({"other": MATMUL["main"].with_attr("global_symbol", "other")})
+    gpu = Schedule(MATMUL)
+    gpu.bind(gpu.get_loops(gpu.get_sblock("C"))[0], "threadIdx.x")
     elsewhere = tvm.target.Target({"kind": "llvm", "mcpu": "skylake", "num-cores": 64})
-    inputs = [(MATMUL, native), (broken, native), (tiled(MATMUL, 8).mod, native), (MATMUL, elsewhere)]
+    inputs = [(MATMUL, native), (gpu.mod, native), (tiled(MATMUL, 8).mod, native), (MATMUL, elsewhere)]
     built = builder.build([ms.builder.BuilderInput(mod, target) for mod, target in inputs])
     assert [result.error_msg is None for result in built] == [True, False, True, False]
+    assert built[1].error_msg.startswith("lorien: build_error: ")
     assert "measurer's" in built[3].error_msg
     arguments = ms.arg_info.ArgInfo.from_prim_func(MATMUL["main"])
     paths = [built[0].artifact_path, "missing.so", built[2].artifact_path]
