@@ -97,6 +97,7 @@ class Measurer:
 
     def __init__(self, dialect: str, target: Target, config: MeasureConfig | None = None) -> None:
         open_live_dialect(dialect)
+        self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
@@ -150,6 +151,41 @@ class Measurer:
                 self._kill()
                 raise
         return [results[index] for index in range(len(candidates))]
+
+    def build(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement | None]:
+        """Build workloads as they are (any module may be one) to libraries; the failure of each, or None, in order."""
+        return self._each("build", self._builders, jobs)
+
+    def run(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement]:
+        """Run libraries on inputs made for their workloads, one at a time; results in order."""
+        results = self._each("run", [self._runner], jobs)
+        return [result or Measurement(Outcome.UNKNOWN_ERROR) for result in results]
+
+    def new_folder(self) -> Path:
+        """A folder for a library that outlives the call, until ``close``: no path may be used twice."""
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    def _each(
+        self, do: str, workers: Sequence[_Child], jobs: Sequence[tuple[Workload, Path]]
+    ) -> list[Measurement | None]:
+        common = {
+            "schedule": None,
+            "repeat": self._config.repeat,
+            "min_repeat_s": self._config.min_repeat_s,
+            "limit_s": None,
+            "expected": None,
+        }
+        given = {
+            index: {**common, "workload": workload.to_json(), "library": str(library)}
+            for index, (workload, library) in enumerate(jobs)
+        }
+        with self._lock:
+            try:
+                results = dict(self._work(do, workers, given))
+            except BaseException:
+                self._kill()
+                raise
+        return [results[index] for index in range(len(jobs))]
 
     def _measure(
         self,

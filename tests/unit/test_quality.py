@@ -23,15 +23,26 @@ LAYERS = (
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery", "lorien.doctor"},
+    {"lorien.delivery", "lorien.doctor", "lorien.metaschedule"},
+    {"lorien.network"},
     {"lorien.serve"},
     {"lorien.cli"},
     {"lorien.testing"},
 )
 # Heavy packages stay in their rooms.
 ROOMS = {
-    "tvm": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
-    "tvm_ffi": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
+    "tvm": (
+        "lorien.dialects.metaschedule",
+        "lorien.featurize.metaschedule",
+        "lorien.metaschedule",
+        "lorien.tune.measure",
+    ),
+    "tvm_ffi": (
+        "lorien.dialects.metaschedule",
+        "lorien.featurize.metaschedule",
+        "lorien.metaschedule",
+        "lorien.tune.measure",
+    ),
     "autogluon": ("lorien.models",),
     "pandas": ("lorien.models",),
     "lightgbm": ("lorien.models",),
