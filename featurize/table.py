@@ -15,16 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pebble import ProcessExpired, ProcessPool
 
+from lorien.cluster import ray_pool
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, LorienError
@@ -92,7 +93,7 @@ class _ShardDone:
 @dataclass(frozen=True)
 class _ShardFailed:
     log: str
-    error: Exception
+    error: BaseException
 
 
 def featurize(
@@ -103,6 +104,8 @@ def featurize(
     feature_set: str | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
 ) -> FeaturizeReport:
     """Bring the tables under ``out`` up to date with the logs of a store.
 
@@ -118,6 +121,11 @@ def featurize(
         Another feature set than the one a dialect is searched with, for dialects that have it: ``metaschedule_trace``.
     processes : int, optional
         Worker processes; the cores this process may use by default.
+    executor : str
+        ``local``, or ``ray``: as many processes as the cluster has cores. Its nodes read the log store and write to
+        ``out``, which therefore are in S3 or in folders that all of them share.
+    ray_address : str, optional
+        See ``lorien.cluster.connected``.
 
     Raises
     ------
@@ -139,7 +147,12 @@ def featurize(
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
     stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
-    for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
+    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(processes or len(os.sched_getaffinity(0)), len(stale)))
+    far = executor == "ray"
+    pool = ray_pool(ray_address) if far else ProcessPool(max_workers=workers, context=context)
+    for done in _run(stale, pool, 0 if far else 2 * workers, report, progress):
         report.rows += done.rows
         report.skipped += done.skipped
         report.reasons.extend(done.reasons)
@@ -197,11 +210,17 @@ def _drop_tables_of_gone_logs(
 
 
 def _run(
-    shards: Sequence[_Shard], processes: int, report: FeaturizeReport, progress: Progress | None
+    shards: Sequence[_Shard],
+    processes: AbstractContextManager[Any],
+    at_once: int,
+    report: FeaturizeReport,
+    progress: Progress | None,
 ) -> list[_ShardDone]:
-    """Write the tables: processes extract, while threads here fetch the next logs and send the tables before.
+    """Write the tables.
 
-    Each log is fetched once, and at most twice as many as there are processes lie here at a time.
+    Processes of this machine extract, while threads here fetch the next logs and send the tables before: each log is
+    fetched once, and at most ``at_once`` lie here at a time. With ``at_once`` 0 the processes are on other machines,
+    and each fetches and sends its own.
     """
     finished: list[_ShardDone] = []
     if not shards:
@@ -210,16 +229,15 @@ def _run(
     for shard in shards:
         of_log.setdefault(shard.log.id, []).append(shard)
     outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed] = queue.SimpleQueue()
-    at_once = 2 * processes
-    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with (
-        ThreadPoolExecutor(at_once) as fetchers,
-        ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool,
-    ):
+    with ThreadPoolExecutor(max(1, at_once)) as fetchers, processes as pool:
         work = _Work(pool, at_once, outcomes)
-        logs = [fetchers.submit(work.do_log, group) for group in of_log.values()]
         try:
+            if at_once:
+                for group in of_log.values():
+                    fetchers.submit(work.do_log, group)
+            else:
+                for shard in shards:
+                    work.do_elsewhere(shard)
             for _ in shards:
                 outcome = outcomes.get()
                 if isinstance(outcome, _ShardDone):
@@ -233,8 +251,7 @@ def _run(
                 if progress is not None:
                     progress(len(finished) + len(report.failed_logs), len(shards), sum(d.rows for d in finished))
         except BaseException:
-            for log in logs:
-                log.cancel()
+            fetchers.shutdown(wait=False, cancel_futures=True)
             work.stop()
             raise
     return finished
@@ -243,7 +260,7 @@ def _run(
 class _Work:
     """What the threads of a run do. Each shard has one outcome: what was written, or why not."""
 
-    def __init__(self, pool: ProcessPool, at_once: int, outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed]) -> None:
+    def __init__(self, pool: Any, at_once: int, outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed]) -> None:
         self._pool = pool
         self._at_once = at_once
         self._outcomes = outcomes
@@ -263,6 +280,16 @@ class _Work:
             for shard in shards:
                 writers.submit(self._do, shard, path)
 
+    def do_elsewhere(self, shard: _Shard) -> None:
+        """Have a process fetch the log, write the table and send it."""
+        future: Future[_ShardDone] = self._pool.schedule(_write_shard_there, args=(shard,))
+
+        def tell(done: Future[_ShardDone]) -> None:
+            error = done.exception()
+            self._outcomes.put(_ShardFailed(shard.log.id, error) if error else done.result())
+
+        future.add_done_callback(tell)
+
     def stop(self) -> None:
         """Give up what is being done."""
         self._pool.stop()  # From here on nothing more can be scheduled.
@@ -281,6 +308,11 @@ class _Work:
             self._outcomes.put(_ShardFailed(shard.log.id, error))
         else:
             self._outcomes.put(done)
+
+
+def _write_shard_there(shard: _Shard) -> _ShardDone:
+    with shard.logs.local(shard.log) as path, shard.tables.writing(shard.table) as temporary:
+        return _write_shard(shard, path, temporary)
 
 
 def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from lorien import __version__
-from lorien.cli import database, learn, stores, workloads
+from lorien.cli import database, fleet, learn, stores, workloads
+from lorien.cli.build import build
 from lorien.cli.doctor import doctor
 from lorien.cli.serve import serve
 from lorien.cli.tune import tune
@@ -39,11 +40,14 @@ for _function in (
     learn.featurize,
     learn.evaluate,
     workloads.rank,
+    build,
+    fleet.worker,
     doctor,
     serve,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")
+app.add_typer(fleet.app, name="jobs")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 train_app.command()(learn.train)

@@ -16,21 +16,33 @@ PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "
 
 # Imports point one way: a room may import from itself and from the rooms before it.
 LAYERS = (
-    {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3"},
+    {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3", "lorien.cluster"},
     {"lorien.records", "lorien.target", "lorien.mutate"},
     {"lorien.dialects"},
     {"lorien.database", "lorien.logs"},
     {"lorien.featurize"},
     {"lorien.models"},
     {"lorien.tune"},
-    {"lorien.delivery", "lorien.doctor"},
+    {"lorien.delivery", "lorien.doctor", "lorien.metaschedule"},
+    {"lorien.network"},
     {"lorien.serve"},
     {"lorien.cli"},
+    {"lorien.testing"},
 )
 # Heavy packages stay in their rooms.
 ROOMS = {
-    "tvm": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
-    "tvm_ffi": ("lorien.dialects.metaschedule", "lorien.featurize.metaschedule", "lorien.tune.measure"),
+    "tvm": (
+        "lorien.dialects.metaschedule",
+        "lorien.featurize.metaschedule",
+        "lorien.metaschedule",
+        "lorien.tune.measure",
+    ),
+    "tvm_ffi": (
+        "lorien.dialects.metaschedule",
+        "lorien.featurize.metaschedule",
+        "lorien.metaschedule",
+        "lorien.tune.measure",
+    ),
     "autogluon": ("lorien.models",),
     "pandas": ("lorien.models",),
     "lightgbm": ("lorien.models",),
@@ -39,8 +51,10 @@ ROOMS = {
     "boto3": ("lorien.aws", "lorien.s3"),
     "botocore": ("lorien.aws", "lorien.s3"),
     "s3transfer": ("lorien.aws",),
+    "halide": ("lorien.dialects.halide",),
     "onnx": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
+    "pytest": ("lorien.testing",),
     "fastapi": ("lorien.serve",),
     "starlette": ("lorien.serve",),
     "uvicorn": ("lorien.serve",),
@@ -49,6 +63,7 @@ ROOMS = {
     "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
     "rich": ("lorien.cli",),
+    "ray": ("lorien.cluster", "lorien.tune.executors.ray"),
 }
 
 
