@@ -55,7 +55,7 @@ class Server:
     def start(self) -> None:
         """Start it, and return when it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._log.parent)
         give_up_s = time.monotonic() + READY_WITHIN_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > give_up_s:
@@ -240,7 +240,7 @@ def dynalite(folder: Path) -> Server:
 
 def dynamodb_local(folder: Path) -> Server:
     """Amazon's own DynamoDB, of the folder that DYNAMODB_LOCAL names."""
-    home = Path(os.environ["DYNAMODB_LOCAL"])
+    home = Path(os.environ["DYNAMODB_LOCAL"]).resolve()
     fixed = [f"-Djava.library.path={home / 'DynamoDBLocal_lib'}", "-jar", home / "DynamoDBLocal.jar", "-inMemory"]
     return Server(lambda port: ["java", *fixed, "-port", str(port)], log=folder / "dynamodb.log")
 
