@@ -41,7 +41,7 @@ import servers
 
 WRITERS, WORKLOADS, N_BEST = 8, 20, 8
 BATCH_RECORDS = 10_000
-TURNS = 3
+TURNS = 2
 TARGET = Target.parse("cuda -arch=sm_86")
 PROCESSES = multiprocessing.get_context("spawn")
 
