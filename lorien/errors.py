@@ -57,6 +57,16 @@ class StoreUnavailable(LorienError, OSError):
     """A log store cannot be read or written now. Nothing half-written is taken for whole."""
 
 
+class LeaseLost(LorienError):
+    """A job is no longer this worker's: its lease lapsed and another took it, or it was cancelled. Nothing changed."""
+
+    def __init__(self, run: str, number: int, status: str, worker: str) -> None:
+        super().__init__(
+            f"job {number} of run {run!r} is no longer this worker's: it is {status}, last held by "
+            f"{worker or 'nobody'}. Fix: nothing is lost; a slow or suspended worker wants a longer --lease"
+        )
+
+
 class MissingExtra(LorienError, ImportError):
     """An optional part is not installed; the message holds the command that installs it."""
 

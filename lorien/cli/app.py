@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorien import __version__
-from lorien.cli import database, learn, stores, workloads
+from lorien.cli import database, fleet, learn, stores, workloads
 from lorien.cli.doctor import doctor
 from lorien.cli.serve import serve
 from lorien.cli.tune import tune
@@ -41,6 +41,8 @@ for _function in (
     workloads.rank,
     doctor,
     serve,
+    fleet.worker,
+    fleet.jobs,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")

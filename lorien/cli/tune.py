@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
+from lorien.cli.fleet import tune_by_jobs
 from lorien.cli.workloads import TargetOption, read_workloads
 from lorien.errors import BadInput
 
@@ -49,14 +50,21 @@ def tune(
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
     check: Annotated[bool, typer.Option("--check", help="Compare results with the unscheduled workload's.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
+    run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of a run, for each target.")] = 1,
+    lease_s: Annotated[
+        float, typer.Option("--lease", min=1, help="Seconds until a job of a worker not heard of goes to another.")
+    ] = 60.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Tune workloads on this machine. Whatever stops it, --resume goes on from the last trial."""
+    """Tune workloads on this machine, or by jobs. Whatever stops it, --resume goes on from the last trial."""
     from lorien.database import open_database
     from lorien.dialects import resolve_target
     from lorien.logs import open_logs
     from lorien.logs.ingest import ingest
     from lorien.models import load_ranker
+    from lorien.tune.jobs import JobOptions
     from lorien.tune.loop import TuneConfig
     from lorien.tune.loop import tune as run
     from lorien.tune.measure import MeasureConfig, Measurer
@@ -65,6 +73,26 @@ def tune(
 
     asked = read_workloads(workloads)
     resolved = resolve_target(target, asked[0].dialect)
+    if executor != "local" or run_name is not None:
+        distinct = len({workload.key for workload in asked})
+        share = max(1, trials // distinct)
+        options = JobOptions(
+            min(share, per_workload or share), batch, scheduler, strategy, model, check, seed, BUILD_TIMEOUT_S
+        )
+        tune_by_jobs(
+            name=run_name,
+            executor=executor,
+            workers=workers,
+            workloads=asked,
+            targets=[resolved],
+            options=options,
+            logs=logs,
+            db=db,
+            lease_s=lease_s,
+            resume=resume,
+            as_json=as_json,
+        )
+        return
     store = open_logs(logs)
     config = TuneConfig(trials, per_workload, batch, scheduler)
     with ExitStack() as stack:

@@ -1,0 +1,173 @@
+"""Commands about runs made of jobs: ``lorien worker`` and ``lorien jobs``, and ``lorien tune`` by an executor."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, out, table
+from lorien.errors import BadInput
+
+if TYPE_CHECKING:
+    from lorien.database.jobs import Counts
+    from lorien.records import Workload
+    from lorien.target import Target
+    from lorien.tune.jobs import JobOptions
+
+WATCH_S = 2.0
+
+RunOption = Annotated[str, typer.Option("--run", help="Name of the run.")]
+DatabaseUrl = Annotated[str, typer.Option("--db", help="Database of the jobs and the schedules.")]
+
+
+@command
+def worker(
+    run: RunOption,
+    db: DatabaseUrl,
+    logs: Annotated[str, typer.Option(help="Log store: a folder that all workers of the run share.")],
+    target: Annotated[str, typer.Option("--target", help="Takes jobs of this target; native is this machine.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Take jobs of a run until none is left. Every executor starts these; more may be started by hand."""
+    from lorien.dialects import resolve_target
+    from lorien.tune.worker import WorkerConfig, run_worker
+
+    done: dict[str, int] = {}
+    config = WorkerConfig(run, db, logs, resolve_target(target).key)
+    for state in run_worker(config):
+        done[state.status.value] = done.get(state.status.value, 0) + 1
+        err.print(f"job {state.number}  {state.name}  {state.status.value}  {state.records} trials", soft_wrap=True)
+    if as_json:
+        emit({"run": run, "jobs": done})
+
+
+def tune_by_jobs(
+    *,
+    name: str | None,
+    executor: str,
+    workers: int,
+    workloads: list[Workload],
+    targets: list[Target],
+    options: JobOptions,
+    logs: str,
+    db: str | None,
+    lease_s: float,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """``lorien tune`` as a run: make its jobs, or find them, and keep workers alive until all are over."""
+    from lorien.database.jobs import Run, Status, open_jobs
+    from lorien.database.queue import JobQueue, find_run
+    from lorien.tune.executors import open_executor
+    from lorien.tune.executors.base import drive
+    from lorien.tune.jobs import jobs_of, run_name
+    from lorien.tune.worker import WorkerConfig
+
+    if db is None:
+        raise BadInput("the jobs of a run are in a database. Fix: --db sqlite:///FILE or dynamodb://TABLE")
+    name = name or run_name(workloads, targets)
+    keys = tuple(target.key for target in targets)
+    with open_jobs(db) as opened:
+        found = opened.run(name)
+        if found is not None and not resume:
+            raise BadInput(f"run {name!r} is there. Fix: --resume goes on with it, --run NAME gives another a name")
+        if found is not None and (found.options, found.targets) != (asdict(options), keys):
+            raise BadInput(f"run {name!r} has other options. Fix: those it was started with, or another --run NAME")
+        if found is None:
+            opened.add_run(Run(name, time.time(), asdict(options), keys, lease_s), jobs_of(workloads, targets))
+        queue = JobQueue(opened, find_run(opened, name))
+        before = opened.counts(name, time.time()).records
+        started_s = time.monotonic()
+        interrupted = False
+        with open_executor(executor, WorkerConfig(name, db, logs, "")) as running:
+            try:
+                drive(opened, queue, running, workers, watch=Line())
+            except KeyboardInterrupt:
+                interrupted = True
+        counts = opened.counts(name, time.time())
+    seconds = time.monotonic() - started_s
+    if as_json:
+        emit(
+            run_json(name, counts)
+            | {"interrupted": interrupted, "measured": counts.records - before, "seconds": seconds}
+        )
+    else:
+        out.print(f"run {name}: {summary(counts)}")
+    if interrupted:
+        err.print("interrupted; the jobs are kept. Fix: the same command with --resume goes on", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    if counts.by_status.get(Status.DONE, 0) < counts.total:
+        err.print(f"not every job is done. Fix: lorien jobs {name} --db {db} says why", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@command
+def jobs(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    db: DatabaseUrl,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing the counts until every job is over.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the jobs of a run: how many in each state, and what went wrong."""
+    from lorien.database.jobs import Status, open_jobs
+    from lorien.database.queue import find_run
+
+    with open_jobs(db, create=False) as opened:
+        find_run(opened, run)
+        line = Line(every_s=0.0)
+        while (counts := opened.counts(run, time.time())).open and watch:
+            line(counts)
+            time.sleep(WATCH_S)
+        listed = [state for state in opened.states(run) if state.status is not Status.WAITING or state.error]
+    if as_json:
+        emit(run_json(run, counts) | {"listed": [state.to_json() for state in listed]})
+        return
+    rows = [
+        [
+            str(s.number),
+            s.name[:60],
+            s.status.value,
+            s.records,
+            s.tries,
+            s.worker,
+            s.error and f"{s.error.value}: {s.detail}",
+        ]
+        for s in listed
+    ]
+    table(f"run {run}: {summary(counts)}", ["job", "workload", "state", "trials", "tries", "worker", "error"], rows)
+
+
+class Line:
+    """One line of counts on standard error when they changed, not too often."""
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self._every_s = every_s
+        self._drawn_s = 0.0
+        self._drawn: Counts | None = None
+
+    def __call__(self, counts: Counts) -> None:
+        """Print them."""
+        now_s = time.monotonic()
+        if counts != self._drawn and now_s - self._drawn_s >= self._every_s:
+            self._drawn, self._drawn_s = counts, now_s
+            err.print(summary(counts), soft_wrap=True)
+
+
+def summary(counts: Counts) -> str:
+    """Counts for people."""
+    states = ", ".join(f"{count} {status.value.replace('_', ' ')}" for status, count in counts.by_status.items())
+    lapsed = f" ({counts.lapsed} of them lapsed)" if counts.lapsed else ""
+    return f"{states or 'no jobs'}{lapsed}; {counts.records} trials"
+
+
+def run_json(name: str, counts: Counts) -> dict[str, Any]:
+    """What ``--json`` says of a run."""
+    return {
+        "run": name,
+        "jobs": {status.value: count for status, count in counts.by_status.items()},
+        "lapsed": counts.lapsed,
+        "trials": counts.records,
+    }
