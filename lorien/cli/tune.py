@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
 from lorien.cli.fleet import tune_by_jobs
-from lorien.cli.workloads import TargetOption, read_workloads
+from lorien.cli.workloads import RunnerOption, TargetOption, TrustOption, read_runner, read_workloads
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def tune(
         Literal["evolutionary", "replay", "ranked"], typer.Option(help="How candidates are chosen.")
     ] = "evolutionary",
     target: TargetOption = "native",
+    runner: RunnerOption = None,
+    trust_network: TrustOption = False,
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
     check: Annotated[bool, typer.Option("--check", help="Compare results with the unscheduled workload's.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -73,12 +75,15 @@ def tune(
 
     asked = read_workloads(workloads)
     resolved = resolve_target(target, asked[0].dialect)
+    tracker = read_runner(runner, trust_network)
     if executor != "local" or run_name is not None:
         distinct = len({workload.key for workload in asked})
         share = max(1, trials // distinct)
         options = JobOptions(
             min(share, per_workload or share), batch, scheduler, strategy, model, check, seed, BUILD_TIMEOUT_S
         )
+        if tracker is not None:
+            raise BadInput("the jobs of a run are measured where their workers are. Fix: leave --runner out, or --run")
         tune_by_jobs(
             name=run_name,
             executor=executor,
@@ -99,7 +104,7 @@ def tune(
         session = stack.enter_context(open_session(session_root(logs), asked, resolved, resume=resume))
         # First, so that the children warm up while the rest is loaded and the first search runs.
         measurer = stack.enter_context(
-            Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check))
+            Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check), tracker)
         )
         database = stack.enter_context(open_database(db)) if db else None
         prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None
