@@ -8,37 +8,58 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from servers import free_port
 
 from lorien.dialects.remote import Tracker
-from servers import free_port
 
 KEY = "board"
 _START_S = 60.0
+_FULL = """
+import sys, tvm_ffi
+from tvm import rpc
+
+def fail_uploads():
+    import tvm_ffi
+    from tvm import rpc
+
+    def upload(name, content):
+        raise OSError("no space left on device")
+
+    tvm_ffi.register_global_func("tvm.rpc.server.upload", upload, override=True)
+
+host, port, tracker, key = sys.argv[1:]
+tracker = (host, int(tracker))
+server = rpc.Server(host, int(port), int(port) + 1, tracker_addr=tracker, key=key, server_init_callback=fail_uploads)
+server.proc.join()
+"""
+"""A server whose disk is full."""
 
 
 class DeviceFarm:
     """A tracker, and devices that are added to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         from lorien.dialects.metaschedule import MetaScheduleDialect
 
-        self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._dialect = MetaScheduleDialect()
         port = free_port()
         self.tracker = Tracker("127.0.0.1", port, KEY)
         self.url = f"rpc://127.0.0.1:{port}/{KEY}"
-        self._start("tracker", "rpc_tracker", port)
+        self._address = f"127.0.0.1:{port}"
+        self._start("tracker", *_module("rpc_tracker", port))
         self._wait(lambda: self.devices() == [])
 
-    def add(self, count: int) -> list[str]:
-        """Start devices; their addresses once all are registered."""
+    def add(self, count: int, *, full_disk: bool = False) -> list[str]:
+        """Start devices; their addresses once all are registered. One with a full disk takes no library."""
         ports = [free_port() for _ in range(count)]
         added = [f"127.0.0.1:{port}" for port in ports]
         for port, address in zip(ports, added, strict=True):
-            options = ["--tracker", f"127.0.0.1:{self.tracker.port}", "--key", KEY]
-            self._start(address, "rpc_server", port, *options)
+            if full_disk:
+                self._start(address, "-c", _FULL, "127.0.0.1", str(port), str(self.tracker.port), KEY)
+            else:
+                self._start(address, *_module("rpc_server", port), "--tracker", self._address, "--key", KEY)
         self._wait(lambda: set(added) <= set(self.devices()))
         return added
 
@@ -61,16 +82,14 @@ class DeviceFarm:
         for name in list(self._processes):
             self.kill(name)
 
-    def _start(self, name: str, module: str, port: int, *options: str) -> None:
-        command = [sys.executable, "-m", f"tvm.exec.{module}", "--host", "127.0.0.1"]
-        with (self._folder / f"{name.replace(':', '-')}.log").open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [*command, "--port", str(port), "--port-end", str(port + 1), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    def _start(self, name: str, *arguments: str) -> None:
+        self._processes[name] = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         give_up_s = time.monotonic() + _START_S
@@ -82,5 +101,9 @@ class DeviceFarm:
                 pass
             if time.monotonic() > give_up_s:
                 self.close()
-                raise RuntimeError(f"the farm did not start; see {self._folder}")
+                raise RuntimeError("the farm did not start")
             time.sleep(0.05)
+
+
+def _module(name: str, port: int) -> list[str]:
+    return ["-m", f"tvm.exec.{name}", "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]

@@ -1,18 +1,12 @@
 """Candidates measured on a real RPC farm whose devices are killed, frozen and broken meanwhile."""
 
-import json
-import math
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from lorien.errors import BadInput, DeviceUnavailable
+from lorien.errors import DeviceUnavailable
 from lorien.records import Candidate, Outcome
-from lorien.tune import farm as farm_module
+from lorien.tune.farm import SecondOpinion
 from lorien.tune.measure import MeasureConfig, Measurer
 
 pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
@@ -39,8 +33,8 @@ def target():
 
 
 @pytest.fixture
-def farm(tmp_path):
-    farm = DeviceFarm(tmp_path)
+def farm():
+    farm = DeviceFarm()
     yield farm
     farm.close()
 
@@ -61,3 +55,38 @@ def test_devices_measure_in_parallel_and_one_that_dies_loses_nothing(farm, targe
     assert [result.outcome for result in results] == [Outcome.OK] * 10, results
     assert sorted(done) == list(range(10))
     assert farm.devices() == sorted([second, third])  # a frozen device hangs no session up
+
+
+def test_a_candidate_that_fails_on_two_devices_is_to_blame_and_they_are_not(farm, target):
+    farm.add(2)
+    slow = matmul(2048)  # as it is written, it takes longer than it is given
+    config = MeasureConfig(builders=1, repeat=2, min_repeat_s=0.02, run_timeout_s=1.0)
+    with Measurer("metaschedule", target, config, farm.tracker) as measurer:
+        (result,) = measurer.measure(slow, [Candidate(None)])
+        assert result.outcome is Outcome.RUN_TIMEOUT, result
+        fine = measurer.measure(matmul(64), [Candidate(None)] * 2)  # on devices that ended the sessions themselves
+    assert [result.outcome for result in fine] == [Outcome.OK] * 2, fine
+
+
+def test_a_device_that_keeps_failing_gets_no_more_candidates(farm, target, caplog):
+    (broken,) = farm.add(1, full_disk=True)
+    farm.add(1)
+    with Measurer("metaschedule", target, CONFIG, farm.tracker) as measurer:
+        results = measurer.measure(matmul(64), [Candidate(None)] * 12)
+    assert [result.outcome for result in results] == [Outcome.OK] * 12, results
+    (warning,) = caplog.messages
+    assert f"device {broken} gets no more candidates: 3 failures in a row" in warning
+
+
+def test_a_farm_that_is_gone_is_an_error_that_says_so(farm, target, monkeypatch):
+    monkeypatch.setattr(SecondOpinion, "wait_s", 2.0)
+    with pytest.raises(DeviceUnavailable, match="no device is registered as 'board'"):
+        Measurer("metaschedule", target, CONFIG, farm.tracker)
+    (only,) = farm.add(1)
+    with Measurer("metaschedule", target, CONFIG, farm.tracker) as measurer:
+        farm.kill(only)
+        with pytest.raises(DeviceUnavailable, match="no device of 'board' was free for 2 s"):
+            measurer.measure(matmul(64), [Candidate(None)])
+        farm.kill("tracker")
+        with pytest.raises(DeviceUnavailable, match="does not answer"):
+            measurer.measure(matmul(64), [Candidate(None)])
