@@ -15,25 +15,6 @@ from lorien.dialects.remote import Tracker
 
 KEY = "board"
 _START_S = 60.0
-_FULL = """
-import sys, tvm_ffi
-from tvm import rpc
-
-def fail_uploads():
-    import tvm_ffi
-    from tvm import rpc
-
-    def upload(name, content):
-        raise OSError("no space left on device")
-
-    tvm_ffi.register_global_func("tvm.rpc.server.upload", upload, override=True)
-
-host, port, tracker, key = sys.argv[1:]
-tracker = (host, int(tracker))
-server = rpc.Server(host, int(port), int(port) + 1, tracker_addr=tracker, key=key, server_init_callback=fail_uploads)
-server.proc.join()
-"""
-"""A server whose disk is full."""
 
 
 class DeviceFarm:
@@ -51,15 +32,12 @@ class DeviceFarm:
         self._start("tracker", *_module("rpc_tracker", port))
         self._wait(lambda: self.devices() == [])
 
-    def add(self, count: int, *, full_disk: bool = False) -> list[str]:
-        """Start devices; their addresses once all are registered. One with a full disk takes no library."""
+    def add(self, count: int) -> list[str]:
+        """Start devices; their addresses once all are registered."""
         ports = [free_port() for _ in range(count)]
         added = [f"127.0.0.1:{port}" for port in ports]
         for port, address in zip(ports, added, strict=True):
-            if full_disk:
-                self._start(address, "-c", _FULL, "127.0.0.1", str(port), str(self.tracker.port), KEY)
-            else:
-                self._start(address, *_module("rpc_server", port), "--tracker", self._address, "--key", KEY)
+            self._start(address, *_module("rpc_server", port), "--tracker", self._address, "--key", KEY)
         self._wait(lambda: set(added) <= set(self.devices()))
         return added
 

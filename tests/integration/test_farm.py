@@ -1,6 +1,9 @@
 """Candidates measured on a real RPC farm whose devices are killed, frozen and broken meanwhile."""
 
+import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -68,16 +71,6 @@ def test_a_candidate_that_fails_on_two_devices_is_to_blame_and_they_are_not(farm
     assert [result.outcome for result in fine] == [Outcome.OK] * 2, fine
 
 
-def test_a_device_that_keeps_failing_gets_no_more_candidates(farm, target, caplog):
-    (broken,) = farm.add(1, full_disk=True)
-    farm.add(1)
-    with Measurer("metaschedule", target, CONFIG, farm.tracker) as measurer:
-        results = measurer.measure(matmul(64), [Candidate(None)] * 12)
-    assert [result.outcome for result in results] == [Outcome.OK] * 12, results
-    (warning,) = caplog.messages
-    assert f"device {broken} gets no more candidates: 3 failures in a row" in warning
-
-
 def test_a_farm_that_is_gone_is_an_error_that_says_so(farm, target, monkeypatch):
     monkeypatch.setattr(SecondOpinion, "wait_s", 2.0)
     with pytest.raises(DeviceUnavailable, match="no device is registered as 'board'"):
@@ -90,3 +83,19 @@ def test_a_farm_that_is_gone_is_an_error_that_says_so(farm, target, monkeypatch)
         farm.kill("tracker")
         with pytest.raises(DeviceUnavailable, match="does not answer"):
             measurer.measure(matmul(64), [Candidate(None)])
+
+
+def test_tune_on_the_farm_from_the_command_line(farm, target, tmp_path):
+    farm.add(2)
+    workloads = tmp_path / "workloads.jsonl"
+    workloads.write_text(json.dumps(matmul(64).to_json()) + "\n")
+    command = [sys.executable, "-c", "from lorien.cli import main; main()", "tune", str(workloads), "--trials", "6"]
+    options = ["--logs", str(tmp_path / "logs"), "--strategy", "replay", "--runner", farm.url, "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["outcomes"] == {"ok": 6}
+    assert answer["workloads"][0]["best_latency_s"] < 0.1
+    far = subprocess.run([*command, *options[:-2], "rpc://192.0.2.1:9190/board"], capture_output=True, text=True)
+    assert far.returncode == 1
+    assert "--trust-network" in far.stderr
