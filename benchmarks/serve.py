@@ -132,7 +132,7 @@ def replay(models: str, logs_db: str, target: Target, rows: np.ndarray, replay_s
     plan = [one for one in plan if one[0] < replay_s]
     took_ms: dict[str, list[float]] = {kind: [] for kind in MIX}
     errors: Counter[str] = Counter()
-    sizes: list[tuple[float, int]] = []
+    sizes: list[tuple[float, int, int]] = []
     with serving("--models", models, "--db", logs_db) as (url, process), Client(url) as client:
         ranker = client.load_ranker(target)
         ask = {
@@ -164,19 +164,17 @@ def replay(models: str, logs_db: str, target: Target, rows: np.ndarray, replay_s
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(1)
-            everyone = [process, *process.children(recursive=True)]
-            sizes.append((time.perf_counter() - started_s, sum(one.memory_info().rss for one in everyone)))
+            children = sum(child.memory_info().rss for child in process.children(recursive=True))
+            sizes.append((time.perf_counter() - started_s, process.memory_info().rss, children))
         seconds = time.perf_counter() - started_s
     hours = seconds * PACE / 3600
     print(f"\n{hours:.1f} hours of traffic in {seconds / 60:.1f} minutes, {machine()}\n")
     table = [[kind, *row(found, seconds)] for kind, found in took_ms.items()]
     print(markdown(["request", "requests", "requests/s", "p50 ms", "p99 ms"], table))
-    print(f"\nerrors: {dict(errors) or 'none'}; memory of the service and its children:\n")
-    shares = (0.1, 0.25, 0.5, 0.75, 1.0)
-    table = [
-        [f"{at_s / 60:.1f}", size / 2**20] for at_s, size in (sizes[int(share * len(sizes)) - 1] for share in shares)
-    ]
-    print(markdown(["after minutes", "MiB"], table), flush=True)
+    print(f"\nerrors: {dict(errors) or 'none'}\n")
+    told = [sizes[int(share * len(sizes)) - 1] for share in (0.1, 0.25, 0.5, 0.75, 1.0)]
+    table = [[f"{at_s / 60:.1f}", round(own / 2**20), round(children / 2**20)] for at_s, own, children in told]
+    print(markdown(["after minutes", "service MiB", "its children MiB"], table), flush=True)
 
 
 def main() -> None:

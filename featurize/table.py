@@ -13,15 +13,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pebble import ProcessExpired, ProcessPool
 
+from lorien.cluster import ray_pool
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, LorienError
@@ -94,6 +96,8 @@ def featurize(
     feature_set: str | None = None,
     processes: int | None = None,
     progress: Progress | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
 ) -> FeaturizeReport:
     """Bring the tables under ``out`` up to date with the logs of a store.
 
@@ -109,6 +113,11 @@ def featurize(
         Another feature set than the one a dialect is searched with, for dialects that have it: ``metaschedule_trace``.
     processes : int, optional
         Worker processes; the cores this process may use by default.
+    executor : str
+        ``local``, or ``ray``: as many processes as the cluster has cores. Its nodes read the log store and write to
+        ``out``, which therefore are in S3 or in folders that all of them share.
+    ray_address : str, optional
+        See ``lorien.cluster.connected``.
 
     Raises
     ------
@@ -130,7 +139,11 @@ def featurize(
     report.unchanged = len(todo) - len(stale)
     # The largest first: the last shard to end is then a small one.
     stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
-    for done in _run(stale, processes or len(os.sched_getaffinity(0)), report, progress):
+    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(processes or len(os.sched_getaffinity(0)), len(stale)))
+    pool = ray_pool(ray_address) if executor == "ray" else ProcessPool(max_workers=workers, context=context)
+    for done in _run(stale, pool, report, progress):
         report.rows += done.rows
         report.skipped += done.skipped
         report.reasons.extend(done.reasons)
@@ -188,14 +201,15 @@ def _drop_tables_of_gone_logs(
 
 
 def _run(
-    shards: Sequence[_Shard], processes: int, report: FeaturizeReport, progress: Progress | None
+    shards: Sequence[_Shard],
+    processes: AbstractContextManager[Any],
+    report: FeaturizeReport,
+    progress: Progress | None,
 ) -> list[_ShardDone]:
     finished: list[_ShardDone] = []
     if not shards:
         return finished
-    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=min(processes, len(shards)), context=context) as pool:
+    with processes as pool:
         futures: dict[Future[_ShardDone], _Shard] = {
             pool.schedule(_write_shard, args=(shard,)): shard for shard in shards
         }

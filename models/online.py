@@ -54,10 +54,9 @@ class OnlineModel:
         self._fitted_rows = 0
         self._booster: Any = None
 
-    @property
-    def ready(self) -> bool:
-        """False while there is neither a prior nor enough measurements: scores would be zero."""
-        return self._prior is not None or self._booster is not None
+    def ready(self, workload: str) -> bool:
+        """False while there is no prior, and no correction either or none that knows the workload of that key."""
+        return self._prior is not None or (self._booster is not None and workload in self._workloads)
 
     def score(self, rows: Features) -> FloatArray:
         """Scores (rows,) of features (rows, columns); about [0, 1], higher is better."""

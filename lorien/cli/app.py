@@ -39,13 +39,13 @@ for _function in (
     learn.featurize,
     learn.evaluate,
     workloads.rank,
+    fleet.worker,
     doctor,
     serve,
-    fleet.worker,
-    fleet.jobs,
 ):
     app.command()(_function)
 app.add_typer(database.app, name="database")
+app.add_typer(fleet.app, name="jobs")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 train_app.command()(learn.train)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, out, table
 from lorien.errors import BadInput
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from lorien.tune.jobs import JobOptions
 
 WATCH_S = 2.0
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run.")]
 DatabaseUrl = Annotated[str, typer.Option("--db", help="Database of the jobs and the schedules.")]
@@ -48,6 +51,7 @@ def tune_by_jobs(
     *,
     name: str | None,
     executor: str,
+    ray_address: str | None,
     workers: int,
     workloads: list[Workload],
     targets: list[Target],
@@ -68,7 +72,7 @@ def tune_by_jobs(
 
     if db is None:
         raise BadInput("the jobs of a run are in a database. Fix: --db sqlite:///FILE or dynamodb://TABLE")
-    name = name or run_name(workloads, targets)
+    name = checked_name(name) if name else run_name(workloads, targets)
     keys = tuple(target.key for target in targets)
     with open_jobs(db) as opened:
         found = opened.run(name)
@@ -82,7 +86,8 @@ def tune_by_jobs(
         before = opened.counts(name, time.time()).records
         started_s = time.monotonic()
         interrupted = False
-        with open_executor(executor, WorkerConfig(name, db, logs, "")) as running:
+        placing = {"targets": keys, "address": ray_address} if executor == "ray" else {}
+        with open_executor(executor, WorkerConfig(name, db, logs, ""), **placing) as running:
             try:
                 drive(opened, queue, running, workers, watch=Line())
             except KeyboardInterrupt:
@@ -105,7 +110,7 @@ def tune_by_jobs(
 
 
 @command
-def jobs(
+def show(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     db: DatabaseUrl,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing the counts until every job is over.")] = False,
@@ -138,6 +143,86 @@ def jobs(
         for s in listed
     ]
     table(f"run {run}: {summary(counts)}", ["job", "workload", "state", "trials", "tries", "worker", "error"], rows)
+
+
+@command
+def runs(db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+    """List the runs of a database."""
+    from lorien.database.jobs import open_jobs
+
+    with open_jobs(db, create=False) as opened:
+        found = [(run.name, opened.counts(run.name, time.time())) for run in opened.runs()]
+    if as_json:
+        emit({"runs": [run_json(name, counts) for name, counts in found]})
+    else:
+        table(f"{len(found)} runs in {db}", ["run", "jobs"], [[name, summary(counts)] for name, counts in found])
+
+
+@command
+def retry(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+    """Let the jobs of a run that failed, were cancelled or set aside wait for a worker again."""
+    _change(run, db, "retry", "wait again", as_json)
+
+
+@command
+def cancel(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+    """Cancel the jobs of a run that are open. Their workers stop at the next trial; what they measured is kept."""
+    _change(run, db, "cancel", "are cancelled", as_json)
+
+
+@command
+def release(
+    device: Annotated[str, typer.Argument(help="As the error of the worker names it: HOST/TARGET.")],
+    db: DatabaseUrl,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a device jobs again that failed too often in a row."""
+    from lorien.database.jobs import open_jobs
+
+    with open_jobs(db, create=False) as opened:
+        failures = opened.failures(device)
+        opened.forget_failures(device)
+    if as_json:
+        emit({"device": device, "failures": failures})
+    else:
+        out.print(f"{device}: {failures} failures in a row forgotten")
+
+
+def _change(run: str, db: str, what: str, told: str, as_json: bool) -> None:
+    from lorien.database.jobs import open_jobs
+    from lorien.database.queue import JobQueue, find_run
+
+    with open_jobs(db, create=False) as opened:
+        queue = JobQueue(opened, find_run(opened, run))
+        changed: int = getattr(queue, what)()
+    if as_json:
+        emit({"run": run, "changed": changed})
+    else:
+        out.print(f"run {run}: {changed} jobs {told}")
+
+
+class Jobs(TyperGroup):
+    """``lorien jobs RUN`` for ``lorien jobs show RUN``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """What begins with no command of ours is a run to show."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=Jobs, no_args_is_help=True, help="Show the jobs of a run: lorien jobs RUN; retry or cancel them.")
+for _function in (show, runs, retry, cancel, release):
+    app.command()(_function)
+
+
+def checked_name(name: str) -> str:
+    """The name of a run, which is also a folder's. Raises ``BadInput``."""
+    if not NAME.fullmatch(name) or name in ("show", "runs", "retry", "cancel", "release"):
+        raise BadInput(
+            f"{name!r} is no name for a run. Fix: letters, digits and . _ + -, and not a word of lorien jobs"
+        )
+    return name
 
 
 class Line:

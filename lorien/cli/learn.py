@@ -21,6 +21,8 @@ def featurize(
         typer.Option(help="Another feature set, where a dialect has it: of traces as they are, without lowering."),
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; the cores by default.")] = None,
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Where: this machine, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Of a running cluster; without, one is started here.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn logs into Parquet feature tables; only logs that are new are read."""
@@ -35,6 +37,8 @@ def featurize(
             feature_set=features,
             processes=processes,
             progress=lambda done, total, rows: update(done, total, f"{rows:,} rows"),
+            executor=executor,
+            ray_address=ray_address,
         )
     warn(report.reasons, f"{report.skipped} records skipped, the first of each log:")
     warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be featurized; run again once they are mended:")

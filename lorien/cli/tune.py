@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
 from lorien.cli.fleet import tune_by_jobs
-from lorien.cli.workloads import RunnerOption, TargetOption, TrustOption, read_runner, read_workloads
+from lorien.cli.workloads import RunnerOption, TrustOption, read_runner, read_workloads
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ def tune(
     strategy: Annotated[
         Literal["evolutionary", "replay", "ranked"], typer.Option(help="How candidates are chosen.")
     ] = "evolutionary",
-    target: TargetOption = "native",
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="TVM's form, KIND_MODEL, or native; several make a run of jobs."),
+    ] = None,
     runner: RunnerOption = None,
     trust_network: TrustOption = False,
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
@@ -55,6 +58,9 @@ def tune(
     executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
     run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers of a run, for each target.")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or auto; without, one is started here.")
+    ] = None,
     lease_s: Annotated[
         float, typer.Option("--lease", min=1, help="Seconds until a job of a worker not heard of goes to another.")
     ] = 60.0,
@@ -74,11 +80,10 @@ def tune(
     from lorien.tune.strategy import open_strategy
 
     asked = read_workloads(workloads)
-    resolved = resolve_target(target, asked[0].dialect)
     tracker = read_runner(runner, trust_network)
-    if executor != "local" or run_name is not None:
-        distinct = len({workload.key for workload in asked})
-        share = max(1, trials // distinct)
+    resolved, *others = (resolve_target(text, asked[0].dialect) for text in target or ["native"])
+    if executor != "local" or run_name is not None or others:
+        share = max(1, trials // (len({workload.key for workload in asked}) * (1 + len(others))))
         options = JobOptions(
             min(share, per_workload or share), batch, scheduler, strategy, model, check, seed, BUILD_TIMEOUT_S
         )
@@ -87,9 +92,10 @@ def tune(
         tune_by_jobs(
             name=run_name,
             executor=executor,
+            ray_address=ray_address,
             workers=workers,
             workloads=asked,
-            targets=[resolved],
+            targets=[resolved, *others],
             options=options,
             logs=logs,
             db=db,

@@ -7,7 +7,7 @@ only has to replace a state by another if nobody else did so meanwhile.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
@@ -277,8 +277,7 @@ def open_jobs(url: str, *, create: bool | None = None) -> JobTable:
         scheme, url = "sqlite", f"sqlite:///{url}"
     if scheme not in _SCHEMES:
         raise BadInput(f"database {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
-    module, _, attribute = _SCHEMES[scheme].partition(":")
-    table: JobTable = getattr(importlib.import_module(module), attribute)(url, create=create)
+    table: JobTable = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create)
     return table
 
 

@@ -14,15 +14,13 @@ CHOICE = 16
 """Jobs that a worker chooses from by lot: workers that come together seldom want the same."""
 ATTEMPTS = 8
 """Times that it looks again when others have taken all of these."""
-QUARANTINE_FAILURES = 3
-"""Jobs in a row that fail on a device before it gets no more."""
 MAX_TRIES = 60
 
 
 def find_run(table: JobTable, name: str) -> Run:
     """A run by its name. Raises ``BadInput`` when there is none."""
     if (run := table.run(name)) is None:
-        raise BadInput(f"no run {name!r} in this database. Fix: lorien jobs --db URL lists the runs")
+        raise BadInput(f"no run {name!r} in this database. Fix: lorien jobs runs --db URL lists the runs")
     return run
 
 
@@ -88,10 +86,6 @@ class JobQueue:
     def retry(self) -> int:
         """Let all jobs that failed, were cancelled or set aside wait again. How many these were."""
         return self._change_all(rules.retried)
-
-    def quarantined(self, device: str) -> bool:
-        """The device failed too often in a row: it gets no jobs until ``lorien jobs release``."""
-        return self._table.failures(device) >= QUARANTINE_FAILURES
 
     def _change(self, state: JobState, rule: Callable[[JobState], JobState]) -> JobState:
         for _ in range(MAX_TRIES):

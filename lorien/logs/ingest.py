@@ -115,6 +115,22 @@ def ingest(
     return report
 
 
+def publish(path: Path, store: LogStore, *, dialect: LogDialect) -> StoredLog:
+    """Check the log that is at a path, and put it in the store. Publishing it again adds nothing.
+
+    For a log that has ended and no earlier version of which is there: unlike ``ingest``, this lists nothing, and takes
+    no longer in a large store.
+
+    Raises
+    ------
+    UnreadableLog, BadInput, StoreUnavailable
+        See ``ingest``.
+    """
+    log, _ = _describe(path, dialect, None, None, ReadReport(), iter)
+    store.publish(log, dialect.files(path))
+    return log
+
+
 def commit(
     store: LogStore,
     database: ScheduleDatabase,

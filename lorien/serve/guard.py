@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import time
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -20,7 +22,14 @@ from lorien.serve.refusals import RETRY_AFTER_S, error_response
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 """Says nothing that is not in this repository, or that a load balancer must know."""
 LIMITED = "/v1/"
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address, or the name, by which only this machine reaches itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Guard:
@@ -73,7 +82,7 @@ class Guard:
     def _refusal(self, path: str, headers: Headers) -> Response | None:
         if self._token is None:
             # Without a token any page in a browser of this machine could ask, under a name that it gave to 127.0.0.1.
-            if headers.get("host", "").rpartition(":")[0] not in _LOOPBACK:
+            if not _of_this_machine(headers.get("host", "")):
                 return error_response(NotAllowed("this name is not of this machine. Fix: use 127.0.0.1"), 403)
         elif path not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -126,6 +135,14 @@ class Guard:
                 "with a larger --timeout-s"
             )
             await error_response(ServiceUnavailable(message), 503)(scope, receive, send)
+
+
+def _of_this_machine(host: str) -> bool:
+    """Whether a ``Host`` header, with or without a port, names this machine."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _digest(token: bytes) -> bytes:

@@ -64,7 +64,7 @@ class RankedSearch:
     def ask(self, workload: Workload, count: int) -> list[Candidate]:
         """See ``Strategy``."""
         seen = self._seen.setdefault(workload.key, set())
-        score = self._model.score if self._model.ready else None
+        score = self._model.score if self._model.ready(workload.key) else None
         self._seed += 1
         found = self._dialect.search(workload, self._target, _SPARE * count, score, seed=self._seed)
         fresh = [candidate for candidate in found if candidate.key not in seen][:count]

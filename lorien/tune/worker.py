@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,18 @@ from lorien.database import open_database
 from lorien.database.base import ScheduleDatabase
 from lorien.database.jobs import JobError, JobState, JobTable, open_jobs
 from lorien.database.queue import JobQueue, find_run
-from lorien.errors import BadInput, DatabaseUnavailable, LeaseLost, LorienError, StoreUnavailable
+from lorien.errors import (
+    BadInput,
+    DatabaseUnavailable,
+    LeaseLost,
+    StoreUnavailable,
+    UnknownDialect,
+    UnknownTarget,
+    UnsupportedOperation,
+)
 from lorien.logs import open_logs
 from lorien.logs.base import LogStore
-from lorien.logs.ingest import ingest
+from lorien.logs.ingest import publish
 from lorien.models import load_ranker
 from lorien.records import Measurement
 from lorien.target import Target
@@ -33,6 +41,8 @@ from lorien.tune.strategy import open_strategy
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_PER_LEASE = 4
+QUARANTINE_FAILURES = 3
+"""Jobs in a row that fail on a device before it gets no more, until it is released."""
 
 
 class Lease:
@@ -171,6 +181,7 @@ class Worker:
     logs: LogStore
     database: ScheduleDatabase
     _measurer: Measurer | None = field(default=None, init=False)
+    _failures: int = field(default=0, init=False)
 
     def work(self) -> Iterator[JobState]:
         """Do jobs, each told of when it is over, until there is none to be had.
@@ -185,10 +196,11 @@ class Worker:
         options = JobOptions(**self.queue.run.options)
         try:
             while True:
-                if self.queue.quarantined(self.device):
+                self._failures = self.table.failures(self.device)
+                if self._failures >= QUARANTINE_FAILURES:
                     raise BadInput(
                         f"device {self.device} failed too often in a row and gets no more jobs. "
-                        f"Fix: mend it, then lorien jobs release --device {self.device}"
+                        f"Fix: mend it, then lorien jobs release {self.device}"
                     )
                 claimed_s = _now_s()
                 state = self.queue.claim(self.name, self.target, time.time())
@@ -210,7 +222,8 @@ class Worker:
         except (LeaseLost, DatabaseUnavailable):
             raise
         except KeyboardInterrupt:
-            lease.change(self.queue.give_back)
+            with suppress(LeaseLost):
+                lease.change(self.queue.give_back)
             raise
         except Exception as error:
             self._end_measurer()
@@ -224,7 +237,8 @@ class Worker:
         if ran:
             lease.change(self.queue.finish)
             remove_job_sessions(self.root, lease.state.number)
-            self.table.forget_failures(self.device)
+            if self._failures:
+                self.table.forget_failures(self.device)
         else:
             detail = "no candidate could be measured; the log says how each failed"
             lease.change(lambda state: self.queue.fail(state, JobError.NOTHING_RAN, detail, again=False))
@@ -243,7 +257,7 @@ class Worker:
         with Session(session_folder) as session:
             dialect, ran = session.dialect, session.outcomes["ok"] > 0
             if session.records:
-                ingest([session_folder], self.logs, dialect=dialect)
+                publish(session_folder, self.logs, dialect=dialect)
         return ran
 
     def _tune(self, session: Session, lease: Lease, options: JobOptions) -> None:
@@ -279,6 +293,6 @@ def _kind(error: Exception) -> tuple[JobError, bool]:
     """What an error says of a job, and whether another try may end better."""
     if isinstance(error, StoreUnavailable):
         return JobError.UNAVAILABLE, True
-    if isinstance(error, LorienError) and not isinstance(error, ImportError):
+    if isinstance(error, (BadInput, UnknownDialect, UnknownTarget, UnsupportedOperation)):
         return JobError.BAD_INPUT, False
     return JobError.UNEXPECTED, True

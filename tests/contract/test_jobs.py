@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lorien.database import open_database
 from lorien.database.base import MAX_ITEM_BYTES
 from lorien.database.jobs import GRACE_S, Counts, Job, JobError, JobState, JobTable, Run, Status, open_jobs
-from lorien.database.queue import QUARANTINE_FAILURES, JobQueue, find_run
+from lorien.database.queue import JobQueue, find_run
 from lorien.errors import BadInput, LeaseLost
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
@@ -182,13 +182,11 @@ def test_what_is_sealed_is_published_by_whoever_takes_over(table: JobTable) -> N
     assert taken(queue).sealed == ""  # it is published, and there was nothing good in it: tuned anew
 
 
-def test_a_device_that_keeps_failing_is_quarantined_until_it_works(table: JobTable) -> None:
-    queue = queue_of(table)
-    assert [table.count_failure("host/cuda") for _ in range(QUARANTINE_FAILURES)] == [1, 2, 3]
-    assert queue.quarantined("host/cuda")
-    assert not queue.quarantined("other/cuda")
+def test_failures_of_a_device_are_counted_until_it_works(table: JobTable) -> None:
+    assert [table.count_failure("host/cuda") for _ in range(3)] == [1, 2, 3]
+    assert (table.failures("host/cuda"), table.failures("other/cuda")) == (3, 0)
     table.forget_failures("host/cuda")
-    assert not queue.quarantined("host/cuda")
+    assert table.failures("host/cuda") == 0
 
 
 def test_a_job_too_large_is_refused_by_name(table: JobTable) -> None:

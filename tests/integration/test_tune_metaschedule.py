@@ -113,7 +113,7 @@ def test_the_search_learns_and_never_offers_a_candidate_twice():
     model = OnlineModel(None)
     search = MetaScheduleSearch(target, model, threads=1, seed=0)
     keys = []
-    while not model.ready:
+    while not model.ready(workload.key):
         candidates = search.ask(workload, 32)
         keys += [candidate.key for candidate in candidates]
         results = [Measurement(Outcome.OK, (1e-3 * (1 + index),)) for index in range(len(candidates))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections import Counter
@@ -34,8 +35,9 @@ ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
-EXPLORE = 16
-"""One candidate in so many is taken from the pool at random."""
+TURNS = "bbsbbsbr"
+"""Whose turn it is to choose a batch's next candidate: of all that was bred, the best of each family in turn (b); of
+the random samples alone, which no model has bent to its liking, the best (s); or a random one of these (r)."""
 _DRY_ROUNDS = 2
 """Rounds without a new candidate after which a space counts as exhausted."""
 _FAMILY = [index for index, feature in enumerate(FEATURES) if feature.name in FAMILY]
@@ -50,9 +52,8 @@ _tvm_logger.setLevel(logging.ERROR)
 class Model(Protocol):
     """What is known of candidates before they are measured; learns from those that are."""
 
-    @property
-    def ready(self) -> bool:
-        """False as long as its scores are no better than chance."""
+    def ready(self, workload: str) -> bool:
+        """False as long as its scores of the workload of that key are no better than chance."""
 
     def score(self, rows: Rows) -> FloatArray:
         """Scores (rows,) of features (rows, columns), higher is better."""
@@ -119,6 +120,7 @@ class _Search:
         self._rows: dict[Schedule, npt.NDArray[np.float32]] = {}
         # By features: schedules that have all of them in common are one program, or as good as one.
         self._pool: dict[bytes, Schedule] = {}
+        self._samples: dict[bytes, Schedule] = {}
         self._spent: set[bytes] = set()
         self._strategy = ms.search_strategy.EvolutionarySearch(
             population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
@@ -138,7 +140,7 @@ class _Search:
 
     def ask(self, count: int) -> list[Candidate]:
         for _ in range(_DRY_ROUNDS):
-            guided = self._model is not None and self._model.ready and not self._tiny
+            guided = self._model is not None and self._model.ready(self._workload.key) and not self._tiny
             fresh: list[Candidate] = []
             for schedule in self._bred() if guided else self._sample(count):
                 candidate = candidate_of(schedule)
@@ -170,7 +172,7 @@ class _Search:
         return list(_ffi_api.SearchStrategyEvolutionarySearchSampleInitPopulation(self._strategy, count))
 
     def _bred(self) -> Iterator[Schedule]:
-        """New schedules: the most promising of each family before the families' next, some at random between them."""
+        """New schedules, chosen by turns from the pool and from the random samples."""
         from tvm.s_tir.meta_schedule import _ffi_api
 
         parents = self._sample(FRESH if self._pool else POPULATION - len(self._elite))
@@ -178,25 +180,41 @@ class _Search:
             self._tiny = True
             yield from parents
             return
+        self._keep(self._samples, parents)
         parents += [schedule for _, schedule in self._elite]
         parents += self._ranked()[: POPULATION - len(parents)]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
         ranked = self._ranked()[:POOL]
         self._pool = {self._rows[schedule].tobytes(): schedule for schedule in ranked}
-        self._rows = {schedule: self._rows[schedule] for schedule in (*ranked, *(s for _, s in self._elite))}
-        ranked = self._by_families(ranked)
-        for number in range(len(ranked)):
-            explore = number % EXPLORE == EXPLORE - 1
-            schedule = ranked.pop(int(self._rng.integers(len(ranked))) if explore else 0)
+        samples = self._by_score(list(self._samples.values()))[:POOL]
+        self._samples = {self._rows[schedule].tobytes(): schedule for schedule in samples}
+        kept = (*ranked, *samples, *(schedule for _, schedule in self._elite))
+        self._rows = {schedule: self._rows[schedule] for schedule in kept}
+        shuffled = [samples[i] for i in self._rng.permutation(len(samples))]
+        choosers = {"b": iter(self._by_families(ranked)), "s": iter(samples), "r": iter(shuffled)}
+        for turn in itertools.cycle(TURNS):
+            others = (choosers[turn], *choosers.values())  # one that has none left gives its turn away
+            schedule = next((s for s in itertools.chain(*others) if self._rows[s].tobytes() not in self._spent), None)
+            if schedule is None:
+                return
             row = self._rows[schedule].tobytes()
             self._spent.add(row)
-            del self._pool[row]
+            self._pool.pop(row, None)
+            self._samples.pop(row, None)
             yield schedule
 
     def _ranked(self) -> list[Schedule]:
         """The pool, best score first."""
-        schedules = list(self._pool.values())
+        return self._by_score(list(self._pool.values()))
+
+    def _by_score(self, schedules: list[Schedule]) -> list[Schedule]:
         return [schedules[i] for i in np.argsort(-self._scores(schedules))] if schedules else []
+
+    def _keep(self, known: dict[bytes, Schedule], schedules: list[Schedule]) -> None:
+        """Add those to ``known`` that can be lowered and were neither measured nor chosen."""
+        for schedule, row in zip(schedules, self._features(schedules), strict=True):
+            if row.tobytes() not in self._spent and not np.isnan(row[0]):
+                known.setdefault(row.tobytes(), schedule)
 
     def _by_families(self, ranked: list[Schedule]) -> list[Schedule]:
         members: Counter[bytes] = Counter()
@@ -209,10 +227,7 @@ class _Search:
 
     def _breeding_weights(self, schedules: list[Schedule]) -> FloatArray:
         """What TVM asks of each generation; all that is new in it goes to the pool."""
-        for schedule, row in zip(schedules, self._features(schedules), strict=True):
-            key = row.tobytes()
-            if key not in self._spent and not np.isnan(row[0]):
-                self._pool.setdefault(key, schedule)
+        self._keep(self._pool, schedules)
         ranks = np.argsort(np.argsort(self._scores(schedules)))
         weights: FloatArray = ((ranks + 1) / len(ranks)) ** PRESSURE
         return weights

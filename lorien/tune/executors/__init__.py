@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 from lorien.errors import BadInput
@@ -11,6 +11,7 @@ from lorien.tune.worker import WorkerConfig
 
 EXECUTORS = {
     "local": "lorien.tune.executors.local:LocalExecutor",
+    "ray": "lorien.tune.executors.ray:RayExecutor",
 }
 
 
@@ -34,6 +35,5 @@ def open_executor(name: str, worker: WorkerConfig, **options: Any) -> Executor:
     """
     if name not in EXECUTORS:
         raise BadInput(f"no executor {name!r}; known: {', '.join(EXECUTORS)}. Fix: --executor with one of these")
-    module, _, attribute = EXECUTORS[name].partition(":")
-    executor: Executor = getattr(importlib.import_module(module), attribute)(worker, **options)
+    executor: Executor = pkgutil.resolve_name(EXECUTORS[name])(worker, **options)
     return executor

@@ -12,6 +12,8 @@ from lorien.database.queue import JobQueue
 from lorien.errors import LorienError
 
 POLL_S = 1.0
+COUNT_PAUSE = 20
+"""Times that counting the jobs took, until they are counted again: in DynamoDB it reads all of them."""
 MAX_DEATHS = 10
 """Workers in a row that ended badly while no job moved: something is wrong with all of them."""
 
@@ -58,24 +60,29 @@ def drive(
     """
     before: Counts | None = None
     deaths: list[str] = []
+    next_count_s = 0.0
     while True:
-        now_s = time.time()
-        counts = table.counts(queue.run.name, now_s)
-        if watch is not None:
-            watch(counts)
-        if not counts.open:
-            return counts
-        moved = before is not None and before != counts
-        deaths = executor.deaths() if moved else deaths + executor.deaths()
+        started_s = time.monotonic()
+        deaths += executor.deaths()
+        if started_s >= next_count_s or len(deaths) >= MAX_DEATHS:
+            counts = table.counts(queue.run.name, time.time())
+            next_count_s = time.monotonic() + COUNT_PAUSE * (time.monotonic() - started_s)
+            if watch is not None:
+                watch(counts)
+            if not counts.open:
+                return counts
+            if counts != before:
+                deaths.clear()
+            before = counts
         if len(deaths) >= MAX_DEATHS:
             raise LorienError(
                 f"run {queue.run.name!r}: {len(deaths)} workers in a row ended and no job moved; the last said: "
                 f"{deaths[-1]}. Fix: what it says, then the same command with --resume"
             )
-        before = counts
-        if counts.claimable:
-            alive = executor.alive()
-            for target in queue.run.targets:
-                if room := workers - alive[target]:
-                    executor.start(target, min(room, counts.claimable))
+        alive = executor.alive()
+        for target in queue.run.targets:
+            if room := workers - alive[target]:
+                waiting = table.waiting(queue.run.name, target, room)
+                if free := len(waiting or table.lapsed(queue.run.name, target, time.time(), room)):
+                    executor.start(target, free)
         sleep(POLL_S)

@@ -1,0 +1,109 @@
+"""A Ray cluster: one that runs, or one started here for as long as it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pebble import ProcessExpired
+
+from lorien.errors import BadInput, MissingExtra
+
+T = TypeVar("T")
+HERE = "127.0.0.1"
+
+
+@contextmanager
+def connected(address: str | None, resources: Mapping[str, float] | None = None) -> Iterator[None]:
+    """Connect to a cluster, and let go of it at the end.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of a running cluster: ``host:port``, or ``auto`` on one of its nodes. Without, one is started on this machine,
+        which listens on the loopback device only and has no dashboard.
+    resources : mapping of str to float, optional
+        Custom resources of the cluster started here.
+
+    Raises
+    ------
+    MissingExtra
+        Ray is not installed.
+    BadInput
+        No cluster answers at the address, or it runs another Ray or Python.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "ray") from None
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Nothing about a user's cluster leaves it unasked, and Ray need not tell us what it will do about GPUs.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address is None:
+            own: dict[str, Any] = {
+                "_node_ip_address": HERE,
+                "include_dashboard": False,
+                "resources": dict(resources or {}),
+            }
+            ray.init("local", **own, **common)
+        else:
+            ray.init(address, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"no Ray cluster at {address or HERE}: {error}. Fix: --ray-address HOST:PORT of one that runs the same "
+            "versions of Python and Ray, or without it to start one here"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayPool:
+    """A pool of processes on the cluster that is connected, with the methods of ``pebble.ProcessPool`` used here."""
+
+    def __init__(self) -> None:
+        self._asked: list[Any] = []
+
+    def schedule(self, function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
+        """Call a function of a module on any node; again on another when the node or its process is lost.
+
+        The future raises what the function raised, or ``ProcessExpired`` when its process died each time.
+        """
+        import ray
+
+        ref = ray.remote(num_cpus=1)(function).remote(*args)
+        self._asked.append(ref)
+        answer: Future[T] = Future()
+
+        def copy(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is None:
+                answer.set_result(done.result())
+            elif isinstance(error, ray.exceptions.RayTaskError):
+                answer.set_exception(getattr(error, "cause", None) or error)
+            else:
+                answer.set_exception(ProcessExpired(str(error).splitlines()[0]))
+
+        ref.future().add_done_callback(copy)
+        return answer
+
+    def stop(self) -> None:
+        """End what is running."""
+        import ray
+
+        for ref in self._asked:
+            ray.cancel(ref, force=True)
+
+
+@contextmanager
+def ray_pool(address: str | None) -> Iterator[RayPool]:
+    """Connect to a cluster as ``connected`` does, for as long as its pool is used."""
+    with connected(address):
+        yield RayPool()
