@@ -58,6 +58,8 @@ def tune(
     executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
     run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers of a run, for each target.")] = 1,
+    batch_queue: Annotated[str | None, typer.Option(help="Queue of AWS Batch: batch://QUEUE?region=...")] = None,
+    batch_definition: Annotated[str | None, typer.Option(help="Job definition of AWS Batch: NAME[:REVISION].")] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, or auto; without, one is started here.")
     ] = None,
@@ -93,6 +95,8 @@ def tune(
             name=run_name,
             executor=executor,
             ray_address=ray_address,
+            batch_queue=batch_queue,
+            batch_definition=batch_definition,
             workers=workers,
             workloads=asked,
             targets=[resolved, *others],
