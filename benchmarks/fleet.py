@@ -29,6 +29,7 @@ from harness import BIN, machine, markdown
 from lorien.database.jobs import Job, JobTable, Run, Status, open_jobs
 from lorien.database.queue import JobQueue, find_run
 from lorien.dialects import open_dialect, resolve_target
+from lorien.dialects.base import ReadReport
 from lorien.logs import open_logs
 from lorien.records import Workload
 from lorien.target import Target
@@ -115,7 +116,8 @@ def tuned(folder: Path, workloads: Path, jobs: int, trials: int, address: str, e
     for log in store.list():
         with store.local(log) as path:
             lines.update((path / "database_tuning_record.json").read_bytes().splitlines())
-            keys.update((r.workload.key, r.candidate.key) for r in open_dialect(log.dialect).read(path, log.info))
+            records = open_dialect(log.dialect).read(path, log.info, ReadReport())
+            keys.update((record.workload.key, record.candidate.key) for record in records)
     doubled = sum((lines - Counter(set(lines))).values()) + sum((keys - Counter(set(keys))).values())
     done = answer["jobs"].get("done", 0)
     return [seconds, done, killed, lines.total(), len(acknowledged - set(lines)), doubled, claims]

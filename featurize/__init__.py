@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _EXTRACTORS = {
     "auto_scheduler": "lorien.featurize.auto_scheduler:AutoSchedulerExtractor",
     "autotvm": "lorien.featurize.autotvm:AutoTvmExtractor",
+    "halide": "lorien.featurize.halide:HalideExtractor",
     "metaschedule": "lorien.featurize.metaschedule:MetaScheduleExtractor",
     "metaschedule_legacy": "lorien.featurize.metaschedule_trace:LegacyExtractor",
 }

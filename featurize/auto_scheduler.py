@@ -28,12 +28,8 @@ from lorien.featurize.trace import ONE, WARP, Array, Read, Tiling, TraceExtracto
 from lorien.records import Candidate, Json, TuningRecord, Workload
 from lorien.target import Target
 
-ARGUMENTS = 12
-
 
 def _columns() -> Iterator[tuple[str, str, str]]:
-    for index in range(ARGUMENTS):
-        yield f"arg_{index}", "log2(1+|x|)", f"number {index} of the workload key's arguments"
     for kind in KINDS:
         yield f"steps_{kind}", "steps", f"transform steps of kind {kind}"
     yield from tiling_columns()
@@ -96,9 +92,8 @@ class AutoSchedulerExtractor(TraceExtractor):
         return found | tiling.columns()
 
     def describe_workload(self, workload: Workload) -> dict[str, float]:
-        """See ``TraceExtractor``."""
-        numbers = list(_numbers(workload.identity[1:]))[:ARGUMENTS]
-        return {f"arg_{index}": float(np.log2(1 + abs(number))) for index, number in enumerate(numbers)}
+        """None: with the arguments of its key a model remembers workloads, and ranks new ones worse."""
+        return {}
 
 
 def _kernel(place: str, stage: Stage) -> dict[str, Array]:
@@ -119,11 +114,3 @@ def _kernel(place: str, stage: Stage) -> dict[str, Array]:
 def _bound(stage: Stage, *annotations: int) -> Array:
     extent = stage.bound(annotations)
     return ONE if extent is None else extent
-
-
-def _numbers(arguments: Json) -> Iterator[float]:
-    for argument in arguments:
-        if isinstance(argument, list):
-            yield from _numbers(argument)
-        elif isinstance(argument, (int, float)):
-            yield float(argument)

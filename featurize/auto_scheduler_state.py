@@ -104,7 +104,7 @@ class _State:
         self.stages: list[Stage] = []
         self._numbers = numbers
         self._at = 0
-        self._lengths: dict[int, tuple[list[Array], bool]] = {}
+        self._cuts: dict[int, tuple[Array, list[Array], bool]] = {}
 
     def _take(self, count: int) -> list[Array]:
         taken = [self._numbers[:, self._at + offset] for offset in range(count)]
@@ -124,16 +124,17 @@ class _State:
         if kind == "SP":
             loop, count, inner_to_outer = arguments
             extent, *lengths = self._take(1 + count)
-            self._lengths[index] = lengths, bool(inner_to_outer)
+            self._cuts[index] = extent, lengths, bool(inner_to_outer)
             self._split(stage, loop, lengths, bool(inner_to_outer), extent)
         elif kind == "FSP":
             loop, source, parts = arguments
-            lengths, inner_to_outer = self._lengths[source]
+            extent, lengths, inner_to_outer = self._cuts[source]
             last = np.prod(lengths[parts - 1 :], axis=0)
-            self._split(stage, loop, [*lengths[: parts - 1], last], inner_to_outer)
+            # The loop that follows runs over the same axis.
+            self._split(stage, loop, [*lengths[: parts - 1], last], inner_to_outer, extent)
         elif kind == "FFSP":
             loop, sources, level, is_factor = arguments
-            length = np.prod([self._lengths[source][0][level] for source in sources], axis=0)
+            length = np.prod([self._cuts[source][1][level] for source in sources], axis=0)
             self._split(stage, loop, [length], bool(is_factor))
         elif kind == "FU":
             (fused,) = arguments

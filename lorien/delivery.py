@@ -127,8 +127,8 @@ class Deliverer:
         self._search_s = search_s
         self._seed = seed
 
-    def deliver(self, workload: Workload) -> Delivery:
-        """The best schedule that can be had for a workload.
+    def deliver(self, workload: Workload, *, fresh: bool = False) -> Delivery:
+        """The best schedule that can be had for a workload; when ``fresh``, without asking the database.
 
         Raises
         ------

@@ -8,6 +8,7 @@ import typer
 
 from lorien import __version__
 from lorien.cli import database, fleet, learn, stores, workloads
+from lorien.cli.build import build
 from lorien.cli.doctor import doctor
 from lorien.cli.serve import serve
 from lorien.cli.tune import tune
@@ -39,6 +40,7 @@ for _function in (
     learn.featurize,
     learn.evaluate,
     workloads.rank,
+    build,
     fleet.worker,
     doctor,
     serve,

@@ -34,7 +34,10 @@ def parse_shapes(shapes: list[str]) -> dict[str, tuple[int, ...]]:
 
 @command
 def extract(
-    models: Annotated[list[Path], typer.Argument(help="Models: *.onnx, *.pt2, *.json or *.py (Relax).")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Models: *.onnx, *.pt2, *.json or *.py (Relax); pipelines of Halide: matmul:512,512,512."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="File of workloads, one JSON object a line.")],
     target: TargetOption = "native",
     shape: Annotated[list[str] | None, typer.Option(help="Static shape of an input: name=1,3,224,224.")] = None,
@@ -43,6 +46,7 @@ def extract(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
     ] = False,
+    dialect: Annotated[str, typer.Option(help="Framework to tune with: metaschedule, halide.")] = "metaschedule",
     as_json: JsonFlag = False,
 ) -> None:
     """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
@@ -53,15 +57,15 @@ def extract(
     except re.error as error:
         raise typer.BadParameter(f"{match!r} is no regular expression: {error}", param_hint="--match") from None
     shapes = parse_shapes(shape or [])
-    dialect = open_live_dialect("metaschedule")
-    resolved = resolve_target(target)
+    live = open_live_dialect(dialect)
+    resolved = resolve_target(target, dialect)
     found: dict[str, Workload] = {}
     refused: dict[str, str] = {}
     with progress("extracting") as update:
         for index, model in enumerate(models):
             update(index, len(models), model.name)
             try:
-                workloads = dialect.extract(model, resolved, shapes, allow_code=allow_code)
+                workloads = live.extract(model, resolved, shapes, allow_code=allow_code)
             except LorienError as error:
                 refused[str(model)] = str(error)
                 err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -190,13 +194,14 @@ def rank(
     dialects = {workload.dialect for workload in asked}
     if len(dialects) > 1:
         raise BadInput(f"{workloads} mixes the dialects {', '.join(sorted(dialects))}. Fix: one file for each")
-    resolved = resolve_target(target)
+    (dialect,) = dialects
+    resolved = resolve_target(target, dialect)
     tracker = read_runner(runner, trust_network)
     answers: list[Delivery] = []
     with (
         open_deliverer(
             resolved,
-            dialects.pop(),
+            dialect,
             database=db,
             models=models,
             top_k=top_k,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from lorien.errors import UnknownDialect, UnsupportedOperation
 
 if TYPE_CHECKING:
-    from lorien.dialects.base import LiveDialect, LogDialect
+    from lorien.dialects.base import LiveDialect, LogDialect, ModelDialect
     from lorien.target import Target
 
 _BUILTIN = {
     "auto_scheduler": "lorien.dialects.auto_scheduler:AutoSchedulerDialect",
     "autotvm": "lorien.dialects.autotvm:AutoTvmDialect",
+    "halide": "lorien.dialects.halide:HalideDialect",
     "metaschedule": "lorien.dialects.metaschedule:MetaScheduleDialect",
     "metaschedule_legacy": "lorien.dialects.metaschedule_legacy:MetaScheduleLegacyDialect",
 }
@@ -47,6 +48,16 @@ def open_live_dialect(name: str) -> LiveDialect:
         raise UnsupportedOperation(
             f"dialect {name!r} reads logs only: its compiler is not here. Fix: use a live dialect, such as metaschedule"
         )
+    return dialect
+
+
+def open_model_dialect(name: str) -> ModelDialect:
+    """The dialect of that name, when it can compile models. Raises ``UnsupportedOperation`` when it cannot."""
+    from lorien.dialects.base import ModelDialect
+
+    dialect = open_live_dialect(name)
+    if not isinstance(dialect, ModelDialect):
+        raise UnsupportedOperation(f"dialect {name!r} does not compile whole models. Fix: use metaschedule")
     return dialect
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -170,3 +170,55 @@ class LiveDialect(LogDialect, Protocol):
 
     def log_writer(self, workloads: Sequence[Workload], target: Target) -> LogWriter:
         """What writes a log of these workloads that ``read`` and the framework's own tools read back."""
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """An input of a built model: its name, shape and element type (numpy's name, or ``bfloat16`` and its like)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Model(Protocol):
+    """A model read and lowered for a target, whose workloads wait for their schedules."""
+
+    workloads: list[Workload]
+    """Distinct, with their calls as weights, as ``LiveDialect.extract`` gives them."""
+    inputs: tuple[ModelInput, ...]
+
+    def refusal(self, workload: Workload, candidate: Candidate) -> str:
+        """Why a schedule cannot be applied to a workload of the model, and where it fails; empty when it can."""
+
+    def build(self, schedules: Mapping[str, Candidate], library: Path) -> None:
+        """Write a shared library with the schedules given by workload key, and the default for the others.
+
+        The framework's own runtime loads it. Raises what the compiler raises.
+        """
+
+
+@runtime_checkable
+class ModelDialect(LiveDialect, Protocol):
+    """A live dialect that compiles whole models."""
+
+    def open_model(
+        self,
+        model: Any,
+        target: Target,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> Model:
+        """Read and lower a model: a file, as in ``extract``, or the framework's own object.
+
+        Raises ``BadInput`` naming what the front end lacks. Nothing is left out.
+        """
+
+    def run_model(
+        self, library: Path, inputs: Sequence[ModelInput], target: Target, *, repeat: int, min_repeat_s: float
+    ) -> tuple[list[npt.NDArray[Any]], list[float]]:
+        """Outputs on inputs that depend on their shapes only, and ``repeat`` latencies in seconds.
+
+        Runs in a child; may raise, crash or hang.
+        """

@@ -95,6 +95,9 @@ def tune(
 ) -> TuneReport:
     """Measure until the session holds ``config.trials``, or the spaces hold no more.
 
+    While candidates are built, those of the workload that is likely next are searched for: builds end one after the
+    other, and leave cores idle. Nothing else happens while one runs.
+
     No candidate in the session's log is measured again. Whatever ends this call, the log holds every trial that
     ``watch`` was told of, and the next call goes on from there.
 
@@ -106,33 +109,47 @@ def tune(
     report = TuneReport()
     started_s = time.monotonic()
     open_ = list(range(len(session.trials)))
+    asked: dict[int, list[Candidate]] = {}
     told: set[int] = set()
-    while open_ and (room := config.trials - session.records) > 0:
-        chosen = SCHEDULERS[config.scheduler](
-            [session.trials[index].workload.weight for index in open_],
-            [session.trials[index].latencies_s for index in open_],
-            config.batch,
-        )
-        index = open_[chosen]
+
+    def ask(index: int, pending: int = 0) -> list[Candidate]:
+        """Candidates of a workload, as many as there is room for besides those that are still being measured."""
         own = session.trials[index]
         if index not in told:
             told.add(index)
             if known := own.top():
                 _commit(session, index, database, known)
-                with interrupts_wait():
-                    strategy.tell(own.workload, *zip(*known, strict=True))
-        if config.trials_per_workload is not None:
-            room = min(room, config.trials_per_workload - len(own.latencies_s))
-        with interrupts_wait():
-            candidates = _ask(strategy, own, min(room, config.batch))
+                strategy.tell(own.workload, *zip(*known, strict=True))
+        room = min(config.batch, config.trials - session.records - pending, _left(own, config))
+        return _ask(strategy, own, room)
+
+    while open_ and config.trials > session.records:
+        index = _choose(session, open_, config)
+        own = session.trials[index]
+        if index not in asked:
+            with interrupts_wait():
+                asked[index] = ask(index)
+        candidates = asked.pop(index)
         if not candidates:
             open_.remove(index)
-            report.exhausted += room > 0
+            report.exhausted += _left(own, config) > 0
             continue
 
+        following = _choose(session, open_, config, measuring=(index, len(candidates)))
+
+        def search_ahead(following: int = following, pending: int = len(candidates)) -> None:
+            asked[following] = ask(following, pending)
+
+        ahead = following != index and following not in asked and config.trials > session.records + len(candidates)
         measuring_s = time.monotonic()
         acknowledge = functools.partial(_acknowledge, session, index, candidates, watch)
-        measurements = measurer.measure(own.workload, candidates, acknowledge, limit_s=SLOW * own.best_s)
+        measurements = measurer.measure(
+            own.workload,
+            candidates,
+            acknowledge,
+            limit_s=SLOW * own.best_s,
+            beside_builds=search_ahead if ahead else None,
+        )
         report.trials += len(measurements)
         report.measure_s += time.monotonic() - measuring_s
         _commit(session, index, database, list(zip(candidates, measurements, strict=True)))
@@ -140,6 +157,25 @@ def tune(
             strategy.tell(own.workload, candidates, measurements)
     report.seconds = time.monotonic() - started_s
     return report
+
+
+def _choose(
+    session: Session, open_: Sequence[int], config: TuneConfig, measuring: tuple[int, int] | None = None
+) -> int:
+    """The workload to tune next; or, of one that is being measured, after that, if nothing better is found in it."""
+    latencies_s: list[Sequence[float]] = [session.trials[index].latencies_s for index in open_]
+    if measuring is not None:
+        index, count = measuring
+        own = session.trials[index]
+        latencies_s[open_.index(index)] = [*own.latencies_s, *[own.best_s] * count]
+    weights = [session.trials[index].workload.weight for index in open_]
+    return open_[SCHEDULERS[config.scheduler](weights, latencies_s, config.batch)]
+
+
+def _left(own: Trials, config: TuneConfig) -> int:
+    """Trials that a workload may still have."""
+    most = config.trials if config.trials_per_workload is None else config.trials_per_workload
+    return most - len(own.latencies_s)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Pipe, wait
 from pathlib import Path
@@ -109,6 +110,7 @@ class Measurer:
         open_live_dialect(dialect)
         self._farm = Farm(tracker, dialect) if tracker is not None else None
         runners = len(self._farm.devices) if self._farm is not None else 1
+        self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
@@ -126,6 +128,7 @@ class Measurer:
         progress: Progress | None = None,
         *,
         limit_s: float = math.inf,
+        beside_builds: Callable[[], None] | None = None,
     ) -> list[Measurement]:
         """Build all candidates, then run those that built; results in the order given.
 
@@ -137,6 +140,8 @@ class Measurer:
             Called in this thread with the index and the measurement of each candidate as it is done.
         limit_s : float
             A candidate slower than this in short repeats gets no full ones, and its ``detail`` says so.
+        beside_builds : callable, optional
+            Called in another thread while candidates are built; none runs before it has returned.
 
         Raises
         ------
@@ -156,14 +161,55 @@ class Measurer:
 
         with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             try:
-                self._measure(workload, candidates, Path(folder), done, limit_s)
+                self._measure(workload, candidates, Path(folder), done, limit_s, beside_builds)
             except BaseException:  # also an interrupt: what the children were doing is of no use any more
                 self._kill()
                 raise
         return [results[index] for index in range(len(candidates))]
 
+    def build(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement | None]:
+        """Build workloads as they are (any module may be one) to libraries; the failure of each, or None, in order."""
+        return self._each("build", self._builders, jobs)
+
+    def run(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement]:
+        """Run libraries on inputs made for their workloads; results in order."""
+        results = self._each("run", self._runners, jobs)
+        return [result or Measurement(Outcome.UNKNOWN_ERROR) for result in results]
+
+    def new_folder(self) -> Path:
+        """A folder for a library that outlives the call, until ``close``: no path may be used twice."""
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    def _each(
+        self, do: str, workers: Sequence[_Child], jobs: Sequence[tuple[Workload, Path]]
+    ) -> list[Measurement | None]:
+        common = {
+            "schedule": None,
+            "repeat": self._config.repeat,
+            "min_repeat_s": self._config.min_repeat_s,
+            "limit_s": None,
+            "expected": None,
+        }
+        given = {
+            index: {**common, "workload": workload.to_json(), "library": str(library)}
+            for index, (workload, library) in enumerate(jobs)
+        }
+        with self._lock:
+            try:
+                results = dict(self._work(do, workers, given))
+            except BaseException:
+                self._kill()
+                raise
+        return [results[index] for index in range(len(jobs))]
+
     def _measure(
-        self, workload: Workload, candidates: Sequence[Candidate], folder: Path, done: Progress, limit_s: float
+        self,
+        workload: Workload,
+        candidates: Sequence[Candidate],
+        folder: Path,
+        done: Progress,
+        limit_s: float,
+        beside_builds: Callable[[], None] | None,
     ) -> None:
         common = {
             "workload": workload.to_json(),
@@ -186,10 +232,14 @@ class Measurer:
                         for index in jobs:
                             done(index, Measurement(Outcome.UNKNOWN_ERROR, detail=detail))
                         return
-        for index, failure in self._work("build", self._builders, jobs):
-            if failure is not None:
-                done(index, failure)
-                del jobs[index]
+        with ThreadPoolExecutor(1, "beside-builds") as thread:
+            beside = thread.submit(beside_builds) if beside_builds is not None else None
+            for index, failure in self._work("build", self._builders, jobs):
+                if failure is not None:
+                    done(index, failure)
+                    del jobs[index]
+        if beside is not None:
+            beside.result()
         for index, result in self._work("run", self._runners, jobs):
             done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
 

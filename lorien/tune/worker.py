@@ -30,7 +30,7 @@ from lorien.logs import open_logs
 from lorien.logs.base import LogStore
 from lorien.logs.ingest import publish
 from lorien.models import load_ranker
-from lorien.records import Measurement
+from lorien.records import Measurement, TuningRecord
 from lorien.target import Target
 from lorien.tune.copies import JobCopies
 from lorien.tune.jobs import JobOptions, open_job_session, remove_job_sessions, run_folder
@@ -174,7 +174,7 @@ class Worker:
     logs : LogStore
         Where the log of each job goes.
     database : ScheduleDatabase
-        Where schedules go as they improve.
+        Where the best schedules of each job go.
     copies : JobCopies, optional
         Where the sessions outlive this machine, when ``root`` is not shared.
     """
@@ -271,12 +271,21 @@ class Worker:
                     self._tune(session, lease, options)
                 folder, records = session.folder, session.records
             lease.change(lambda state: self.queue.seal(state, folder.name, records))
-        session_folder = self.root / lease.state.sealed
-        with Session(session_folder) as session:
-            dialect, ran = session.dialect, session.outcomes["ok"] > 0
+        with Session(self.root / lease.state.sealed) as session:
             if session.records:
-                publish(session_folder, self.logs, dialect=dialect)
-        return ran
+                self._publish(session)
+            return session.outcomes["ok"] > 0
+
+    def _publish(self, session: Session) -> None:
+        """The log to the log store, and its best schedules to the database: now it is known where their log is."""
+        log = publish(session.folder, self.logs, dialect=session.dialect)
+        self.database.put_many(
+            TuningRecord(
+                own.workload, session.target, candidate, measurement, session.build, log=f"{self.logs.url}/{log.id}"
+            )
+            for own in session.trials
+            for candidate, measurement in own.top()
+        )
 
     def _tune(self, session: Session, lease: Lease, options: JobOptions) -> None:
         lease.records = session.records
@@ -292,7 +301,7 @@ class Worker:
         prior = load_ranker(options.model, session.target, dialect).guide if options.model != "none" else None
         search = open_strategy(options.strategy, dialect, session.target, prior, seed=options.seed)
         config = TuneConfig(options.trials, None, options.batch, options.scheduler)
-        tune(session, search, measurer, config, database=self.database, watch=watch)
+        tune(session, search, measurer, config, watch=watch)
 
     def _measuring(self, dialect: str, target: Target, options: JobOptions) -> Measurer:
         """Children that stay warm from job to job."""

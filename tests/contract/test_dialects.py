@@ -1,21 +1,23 @@
-"""One suite for every log dialect: what base.py promises, on real MetaSchedule logs and lines of the others."""
+"""The suites of ``lorien.testing`` on every dialect, with real MetaSchedule logs and lines of the others."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import legacy_metaschedule
 import pytest
 
 from lorien.dialects import open_dialect
-from lorien.dialects.base import LogInfo, ReadReport
-from lorien.errors import UnreadableLog
-from lorien.records import TuningRecord
+from lorien.dialects.halide.logs import Writer
+from lorien.dialects.halide.pipelines import parse
+from lorien.records import Candidate, Measurement, Outcome
 from lorien.target import Target
+from lorien.testing.live_suite import *  # noqa: F403
+from lorien.testing.log_suite import *  # noqa: F403
 
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
 
@@ -71,10 +73,31 @@ def auto_scheduler_log(folder: Path) -> Path:
     return path
 
 
+def halide_log(folder: Path) -> Path:
+    log = folder / "net"
+    log.mkdir()
+    workloads = [parse("matmul:64,64,64"), parse("blur:64,64")]
+    writer = Writer(workloads, Target.parse("llvm -mcpu=haswell -num-cores=2"))
+    (log / writer.workload_file).write_bytes(writer.workload_lines())
+    lines = []
+    for index, seed in itertools.product(range(2), range(20)):
+        candidate = Candidate({"autoscheduler": "Adams2019", "parameters": {"random_dropout_seed": str(seed)}})
+        ran = Measurement(Outcome.OK, (1e-3 / (1 + seed),)) if seed else Measurement(Outcome.CRASH)
+        lines.append(writer.record_line(index, candidate, ran))
+    (log / writer.record_file).write_bytes(b"".join(lines))
+    return log
+
+
+def metaschedule_legacy_log(folder: Path) -> Path:
+    return legacy_metaschedule.write(folder / "net", records=16)
+
+
 LOGS: dict[str, Callable[[Path], Path]] = {
     "auto_scheduler": auto_scheduler_log,
     "autotvm": autotvm_log,
+    "halide": halide_log,
     "metaschedule": metaschedule_log,
+    "metaschedule_legacy": metaschedule_legacy_log,
 }
 
 
@@ -90,91 +113,13 @@ def log(dialect: str, tmp_path: Path) -> Path:
     return LOGS[dialect](folder)
 
 
-def read(
-    dialect: str, log: Path, shard: tuple[int, int] = (0, 1), **info: object
-) -> tuple[list[TuningRecord], ReadReport]:
-    report = ReadReport()
-    records = list(open_dialect(dialect).read(log, LogInfo(**info), report, shard))  # type: ignore[arg-type]
-    return records, report
+@pytest.fixture
+def model(dialect: str) -> str:
+    if dialect != "halide":
+        pytest.skip("no live dialect with a small model")
+    return "matmul:16,32,16"
 
 
-def records_file(dialect: str, log: Path) -> Path:
-    return open_dialect(dialect).files(log)[-1]
-
-
-def test_it_finds_its_own_logs_and_no_others(dialect: str, log: Path, tmp_path: Path) -> None:
-    assert list(open_dialect(dialect).find(tmp_path)) == [log]
+def test_it_finds_no_others(dialect: str, log: Path, tmp_path: Path) -> None:
     for other in set(LOGS) - {dialect}:
         assert list(open_dialect(other).find(tmp_path)) == []
-
-
-def test_it_counts_what_it_read(dialect: str, log: Path) -> None:
-    records, report = read(dialect, log)
-    assert report.records == len(records) > 0
-    assert report.failed == sum(not record.measurement.ok for record in records)
-    assert report.unreadable == 0
-    assert len({record.key for record in records}) == len(records)
-
-
-def test_records_say_where_they_come_from(dialect: str, log: Path) -> None:
-    target = Target.parse("llvm -mcpu=haswell")
-    records, _ = read(dialect, log, target=target, network="net")
-    assert {record.target.key for record in records} == {target.key}
-    assert {record.network for record in records} == {"net"}
-    assert {record.workload.dialect for record in records} == {dialect}
-    assert all(record.build.startswith("tvm") or record.build == "unknown" for record in records)
-
-
-def test_shards_share_out_every_record_once(dialect: str, log: Path) -> None:
-    whole = [record.key for record in read(dialect, log)[0]]
-    parts = [[record.key for record in read(dialect, log, (index, 3))[0]] for index in range(3)]
-    assert sorted(itertools.chain(*parts)) == sorted(whole)
-
-
-def test_gzip_reads_the_same(dialect: str, log: Path) -> None:
-    before = [record.key for record in read(dialect, log)[0]]
-    for file in open_dialect(dialect).files(log):
-        file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
-        file.unlink()
-    zipped = log if log.is_dir() else log.with_name(log.name + ".gz")
-    assert [record.key for record in read(dialect, zipped)[0]] == before
-
-
-@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
-def test_a_log_cut_short_reads_to_its_last_whole_line(dialect: str, log: Path, compressed: bool) -> None:
-    whole = [record.key for record in read(dialect, log)[0]]
-    file = records_file(dialect, log)
-    data = gzip.compress(file.read_bytes()) if compressed else file.read_bytes()
-    file.write_bytes(data[: len(data) * 2 // 3])
-    records, report = read(dialect, log)
-    assert 0 < len(records) < len(whole)
-    assert [record.key for record in records] == whole[: len(records)]
-    assert report.unreadable <= 1
-
-
-def test_bad_lines_are_counted_and_skipped(dialect: str, log: Path) -> None:
-    file = records_file(dialect, log)
-    lines = file.read_text().splitlines()
-    whole = len(lines)
-    lines[2:2] = ["{not json", "[]", '{"a": 1}', "null", '"text"', "\ufffd\ufffd"]
-    file.write_text("\n".join(lines) + "\n")
-    records, report = read(dialect, log)
-    assert len(records) == whole
-    assert report.unreadable == 6
-    assert len(report.reasons) == 6
-
-
-def test_what_is_no_log_is_refused(dialect: str, log: Path) -> None:
-    records_file(dialect, log).write_bytes(bytes(range(256)) * 64)
-    with pytest.raises(UnreadableLog):
-        read(dialect, log)
-
-
-def test_a_folder_of_other_things_holds_no_log(dialect: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
-    (tmp_path / "b.log").write_bytes(b"\x00\x01\x02" * 100)
-    (tmp_path / "c.log.gz").write_bytes(b"not gzip")
-    (tmp_path / "empty.json").write_text("")
-    assert list(open_dialect(dialect).find(tmp_path)) == []
-    shutil.rmtree(tmp_path)
-    assert list(open_dialect(dialect).find(tmp_path)) == []

@@ -18,6 +18,7 @@ from tvm import te
 from lorien.database import open_database
 from lorien.database.jobs import Status, open_jobs
 from lorien.dialects import open_dialect, resolve_target
+from lorien.dialects.base import ReadReport
 from lorien.dialects.metaschedule.workload import workload_of
 from lorien.logs import open_logs
 
@@ -96,7 +97,7 @@ class Fleet:
         for log in stored:
             with store.local(log) as path:
                 lines += (path / "database_tuning_record.json").read_bytes().splitlines()
-                records = list(open_dialect(log.dialect).read(path, log.info))
+                records = list(open_dialect(log.dialect).read(path, log.info, ReadReport()))
                 keys = [(record.workload.key, record.candidate.key) for record in records]
                 assert len(set(keys)) == len(keys) == TRIALS
         assert len(set(lines)) == len(lines) == answer["trials"] == TRIALS * len(SIZES)

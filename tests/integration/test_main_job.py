@@ -153,3 +153,15 @@ def test_the_service_delivers_what_it_ranked_and_verified(job: Path, tmp_path: P
         finally:
             service.terminate()
     assert service.returncode == 0
+
+
+def test_a_model_is_built_with_schedules_ranked_now_and_then_from_the_database(job: Path, tmp_path: Path) -> None:
+    build = ["build", job / "net.onnx", "--db", tmp_path / "s.db", "--models", job / "models", "--run"]
+    first = result(*build, "--budget", "8", "-o", tmp_path / "first")
+    (ranked,) = first["workloads"]
+    assert (ranked["source"], ranked["why"]) == ("ranked", "not in the database")
+    assert first["latency_s"] < first["default_latency_s"]
+    again = result(*build, "--budget", "0", "-o", tmp_path / "again")
+    (hit,) = again["workloads"]
+    assert (hit["source"], hit["why"], hit["schedule"]) == ("database", "", ranked["schedule"])
+    assert again["sources"] == {"database": 1, "ranked": 0, "default": 0}

@@ -66,6 +66,8 @@ def test_jobs_are_done_and_published_and_leave_nothing(worker):
     assert all((state.status, state.records, state.error) == (Status.DONE, 3, None) for state in states)
     assert [(log.records, log.failed) for log in worker.logs.list()] == [(3, 1)] * 2
     assert not list(worker.root.iterdir())
+    stored = {f"{worker.logs.url}/{log.id}" for log in worker.logs.list()}
+    assert {record.log for record in worker.database.query()} == stored
     assert worker.database.stats().records == 4
     assert worker.table.failures("host/device") == 0
 

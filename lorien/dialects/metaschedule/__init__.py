@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, ReadReport, ScoreFn
+from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, Model, ModelInput, ReadReport, ScoreFn
 from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
 from lorien.dialects.remote import Device, Tracker
@@ -18,7 +18,7 @@ from lorien.target import Target
 
 
 class MetaScheduleDialect:
-    """MetaSchedule of TVM 0.27. Implements ``RemoteDialect``; a log is a folder of ``JSONDatabase``."""
+    """MetaSchedule of TVM 0.27: a ``ModelDialect`` and a ``RemoteDialect``. A log is a folder of ``JSONDatabase``."""
 
     name = DIALECT
     shard_bytes = 64 << 10  # replaying traces takes 10 ms a record, and 64 KiB of gzip hold some 600 of them
@@ -123,3 +123,28 @@ class MetaScheduleDialect:
         from lorien.dialects.metaschedule.writer import JsonDatabaseWriter
 
         return JsonDatabaseWriter(workloads, target)
+
+    def open_model(
+        self,
+        model: Any,
+        target: Target,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        allow_code: bool = False,
+    ) -> Model:
+        """See ``ModelDialect``. Models are those of ``extract``, and Relax modules in memory."""
+        from lorien.dialects.metaschedule.frontends import load_model
+        from lorien.dialects.metaschedule.network import Network
+
+        if isinstance(model, (str, Path)):
+            path = Path(model)
+            return Network(load_model(path, shapes, allow_code=allow_code), target, path.stem)
+        return Network(model, target, "model")
+
+    def run_model(
+        self, library: Path, inputs: Sequence[ModelInput], target: Target, *, repeat: int, min_repeat_s: float
+    ) -> tuple[list[npt.NDArray[Any]], list[float]]:
+        """See ``ModelDialect``."""
+        from lorien.dialects.metaschedule.network import run
+
+        return run(library, inputs, target, repeat=repeat, min_repeat_s=min_repeat_s)

@@ -21,7 +21,7 @@ from lorien.target import Target
 if TYPE_CHECKING:
     import tvm
 
-_INPUT_SEED = 0
+INPUT_SEED = 0
 _PROBE_S = 0.005
 """Runs that tell how many make up a repeat."""
 _BOUND_THREADS = ("cuda", "metal", "nvptx", "opencl", "rocm", "vulkan", "webgpu")
@@ -143,14 +143,15 @@ def arguments(workload: Workload, device: Any) -> list[Any]:
 @lru_cache(maxsize=1)
 def _inputs(module: tvm.IRModule) -> list[npt.NDArray[Any]]:
     """Values of all arguments, kept for the next candidate of the same workload."""
-    rng = np.random.default_rng(_INPUT_SEED)
+    rng = np.random.default_rng(INPUT_SEED)
     return [
-        _random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype))
+        random_tensor(rng, [int(extent) for extent in param.ty.shape], str(param.ty.dtype))
         for param in module["main"].params
     ]
 
 
-def _random_tensor(rng: np.random.Generator, shape: list[int], dtype: str) -> npt.NDArray[Any]:
+def random_tensor(rng: np.random.Generator, shape: list[int], dtype: str) -> npt.NDArray[Any]:
+    """A tensor that every operator takes, of an element type by TVM's name."""
     # Integers may be indices, so they stay within the shortest axis worth indexing. Floats stay off zero and below one:
     # no denormals, no logarithm of a negative, no overflow in a long sum.
     kind = np.dtype(dtype)

@@ -39,24 +39,32 @@ def extract_workloads(
     BadInput, MissingExtra
         As ``load_model`` does; ``BadInput`` also when an operator cannot be lowered.
     """
-    from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
-
-    device = tvm_target(target)
     module = load_model(model, shapes, allow_code=allow_code, cut=True)
+    return workloads_in(lower_model(module, target, str(model)), target, model.stem)
+
+
+def lower_model(module: tvm.IRModule, target: Target, model: str) -> tvm.IRModule:
+    """``lower``, with ``BadInput`` that names the model where TVM cannot."""
     try:
-        lowered = lower(module, target)
+        return lower(module, target)
     except Exception as error:  # legalizing calls operator code that checks its arguments as it likes
         reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
         raise BadInput(f"{model}: TVM cannot lower it: {reason}. Fix: export it without that operator") from error
+
+
+def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Workload]:
+    """Distinct workloads of a lowered module, in the order MetaSchedule finds them."""
+    from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
     workloads = []
-    for task in extract_tasks(lowered, device, params={}):
+    for task in extract_tasks(lowered, tvm_target(target), params={}):
         kernel = task.dispatched[0]
         if not _is_static(kernel):
             logger.warning(
-                "%s: %s has a shape known only at run time and cannot be tuned; left out", model, task.task_name
+                "%s: %s has a shape known only at run time and cannot be tuned; left out", network, task.task_name
             )
             continue
-        workloads.append(workload_of(kernel, task.task_name, weight=float(task.weight), networks=(model.stem,)))
+        workloads.append(workload_of(kernel, task.task_name, weight=float(task.weight), networks=(network,)))
     return workloads
 
 

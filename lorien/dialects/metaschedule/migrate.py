@@ -194,7 +194,11 @@ class _Graph:
         (fields,) = [node["attrs"] for node in self._nodes if node["type_key"] == "tir.PrimFunc"]
         pairs = self._nodes[int(fields["buffer_map"])]["data"]
         buffers = {parameter: self.make(buffer) for parameter, buffer in zip(pairs[::2], pairs[1::2], strict=True)}
-        attributes = {name.replace("tir.", "tirx."): value for name, value in self._attributes(fields).items()}
+        # Numbers that TVM boxed then and takes plain now: ``tirx.noalias`` must be True, not an expression of it.
+        attributes = {
+            name.replace("tir.", "tirx."): getattr(value, "value", value)
+            for name, value in self._attributes(fields).items()
+        }
         attributes |= {"global_symbol": "main", "s_tir": True}
         parameters = [buffers[index] for index in self._nodes[int(fields["params"])]["data"]]
         function = tirx.PrimFunc(parameters, self.make(int(fields["body"])))

@@ -1,0 +1,75 @@
+"""What ``LiveDialect`` promises, on this machine. Each test takes the name of a dialect and a model of one workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorien.dialects import open_live_dialect
+from lorien.dialects.base import LogInfo, ReadReport
+from lorien.records import Candidate, Measurement, Outcome, Workload
+from lorien.target import Target
+
+
+def extracted(dialect: str, model: str) -> tuple[Workload, Target]:
+    """The first workload of the model, and this machine."""
+    live = open_live_dialect(dialect)
+    target = live.native_target()
+    return live.extract(Path(model), target)[0], target
+
+
+def test_extracting_twice_is_the_same(dialect: str, model: str) -> None:
+    workload, target = extracted(dialect, model)
+    assert extracted(dialect, model) == (workload, target)
+    assert workload.dialect == dialect
+    assert Workload.from_json(workload.to_json()) == workload
+
+
+def test_samples_are_distinct_and_follow_the_seed(dialect: str, model: str) -> None:
+    live = open_live_dialect(dialect)
+    workload, target = extracted(dialect, model)
+    found = [candidate.key for candidate in live.search(workload, target, 4, None, seed=1)]
+    assert 0 < len(set(found)) == len(found) <= 4
+    assert [candidate.key for candidate in live.search(workload, target, 4, None, seed=1)] == found
+
+
+def test_a_candidate_computes_what_the_default_does(dialect: str, model: str, tmp_path: Path) -> None:
+    live = open_live_dialect(dialect)
+    workload, target = extracted(dialect, model)
+    live.warm_up(target)
+    results = []
+    for index, candidate in enumerate((Candidate(None), *live.search(workload, target, 2, None))):
+        library = tmp_path / f"{index}.so"
+        live.build(workload, candidate, target, library)
+        results.append(live.outputs(workload, library, target))
+        assert all(latency_s > 0 for latency_s in live.run(workload, library, target, repeat=2, min_repeat_s=0.0))
+    for result in results[1:]:
+        for tensor, right in zip(result, results[0], strict=True):
+            assert np.allclose(tensor, right, rtol=1e-3, atol=1e-3)
+
+
+def test_a_schedule_of_another_kind_raises(dialect: str, model: str, tmp_path: Path) -> None:
+    workload, target = extracted(dialect, model)
+    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever the framework raises; a crash it must not be)
+        open_live_dialect(dialect).build(workload, Candidate("no schedule"), target, tmp_path / "x.so")
+
+
+def test_what_it_writes_it_reads(dialect: str, model: str, tmp_path: Path) -> None:
+    live = open_live_dialect(dialect)
+    workload, target = extracted(dialect, model)
+    candidates = live.search(workload, target, 3, None)
+    measurements = [Measurement(Outcome.OK, (1e-3, 2e-3)), Measurement(Outcome.CRASH, detail="no"), None]
+    writer = live.log_writer([workload], target)
+    (tmp_path / writer.workload_file).write_bytes(writer.workload_lines())
+    pairs = [pair for pair in zip(candidates, measurements, strict=False) if pair[1] is not None]
+    lines = [writer.record_line(0, candidate, measurement) for candidate, measurement in pairs if measurement]
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+    (tmp_path / writer.record_file).write_bytes(b"".join(lines))
+    (log,) = live.find(tmp_path)
+    records = list(live.read(log, LogInfo(), ReadReport()))
+    assert [record.candidate.key for record in records] == [candidate.key for candidate, _ in pairs]
+    assert [record.measurement.ok for record in records] == [m.ok for _, m in pairs if m]
+    assert {record.workload.key for record in records} == {workload.key}
+    assert {record.target.key for record in records} == {target.key}
