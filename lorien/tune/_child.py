@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from lorien.dialects.remote import RemoteDialect
 
 _GRACE_S = 10.0
-_SESSION_GRACE_S = 2.0
-"""The device ends a session later than the parent ends its child: it is there for what outlives the child."""
 DEVICE, LOST, NO_DEVICE = "device", "lost", "no device"
 """Keys of messages that are no measurement: the device that was taken; it gave no session; there is none to be had."""
 _DETAIL_CHARS = 500
@@ -93,12 +92,15 @@ def _remotely(dialect: LiveDialect, target: Target, job: dict[str, Json], wire: 
     try:
         device = farm.take(Tracker(**job["tracker"]), job["avoid"], job["banned"])
         wire.send_bytes(orjson.dumps({DEVICE: device.address}))
-        with farm.at(device, job["timeout_s"] + _SESSION_GRACE_S) as there:
+        started_s = time.monotonic()
+        with farm.at(device, job["session_s"]) as there:
             result = _JOBS[job["do"]](there, target, job)
     except DeviceLost as error:
         return {LOST: str(error)}
     except LorienError as error:
         return {NO_DEVICE: str(error)}
+    if result is not None and not result.ok and time.monotonic() - started_s >= job["session_s"]:
+        result = Measurement(Outcome.RUN_TIMEOUT, detail=f"ended by the device after {job['session_s']:g} s")
     return result and result.to_json()
 
 

@@ -25,6 +25,8 @@ class Judge(Protocol):
 
     wait_s: float
     """Seconds that a job may wait for its device, before its own time begins."""
+    grace_s: float
+    """Seconds after its time in which a device may still end the job by itself."""
 
     def terms(self, index: int) -> dict[str, Json]:
         """What the child is told beside the job itself."""
@@ -49,7 +51,7 @@ class Judge(Protocol):
 class OnceMore:
     """``Judge`` of this machine: a child killed by another, or broken by the job before, is not this job's fault."""
 
-    wait_s = 0.0
+    wait_s = grace_s = 0.0
 
     def __init__(self) -> None:
         self._suspects: set[int] = set()
@@ -128,6 +130,8 @@ class SecondOpinion:
     """
 
     wait_s = DEVICE_WAIT_S
+    # TVM's server stops for good when a client is killed in the middle of a session: that is for frozen devices only.
+    grace_s = 5.0
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm

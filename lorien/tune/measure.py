@@ -259,7 +259,8 @@ class Measurer:
                     child.start()
                 if waiting and child.idle:
                     index, job = waiting.popleft()
-                    child.give(index, {**job, **judge.terms(index), "do": do}, timeout_s, judge.wait_s)
+                    told = {**job, **judge.terms(index), "do": do, "session_s": timeout_s}
+                    child.give(index, told, timeout_s + judge.grace_s, judge.wait_s)
             busy = [child for child in self._children if not child.idle and not child.dead]
             if not busy:
                 return
