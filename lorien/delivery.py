@@ -19,6 +19,7 @@ from lorien.tune.measure import Measurer
 
 if TYPE_CHECKING:
     from lorien.database.base import ScheduleDatabase
+    from lorien.dialects.remote import Tracker
     from lorien.models.predictor import Ranker
     from lorien.target import Target
 
@@ -236,13 +237,14 @@ def open_deliverer(
     verify: bool = True,
     search_s: float | None = SEARCH_S,
     seed: int = 0,
+    tracker: Tracker | None = None,
 ) -> Iterator[Deliverer]:
     """A ``Deliverer`` from URLs. A target that no model was trained for is answered by default schedules.
 
     The measuring processes start first: they warm up while the model loads and the first search runs.
     """
     with ExitStack() as stack:
-        measurer = stack.enter_context(Measurer(dialect, target)) if verify else None
+        measurer = stack.enter_context(Measurer(dialect, target, tracker=tracker)) if verify else None
         opened = stack.enter_context(open_database(database)) if database else None
         ranker = None
         if models is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -14,6 +14,9 @@ from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out,
 from lorien.errors import BadInput, LorienError
 from lorien.files import atomic_file
 from lorien.records import Workload
+
+if TYPE_CHECKING:
+    from lorien.dialects.remote import Tracker
 
 TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
 
@@ -151,13 +154,33 @@ def write_workloads(path: Path, workloads: list[Workload]) -> None:
         temporary.write_bytes(b"".join(orjson.dumps(workload.to_json()) + b"\n" for workload in workloads))
 
 
+RunnerOption = Annotated[
+    str | None, typer.Option("--runner", help="Measure on devices of an RPC tracker: rpc://TRACKER:PORT/KEY.")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-network", help="The tracker and its devices may be other machines; anyone there can use them."
+    ),
+]
+
+
+def read_runner(runner: str | None, trust_network: bool) -> Tracker | None:
+    """The tracker that ``--runner`` names."""
+    from lorien.dialects.remote import Tracker
+
+    return Tracker.parse(runner, trusted=trust_network) if runner is not None else None
+
+
 @command
 def rank(
     workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
     models: Annotated[str | None, typer.Option(help="Model store, written by lorien-train.")] = None,
     target: TargetOption = "native",
     top_k: Annotated[int, typer.Option(min=1, help="Candidates to keep, and to verify.")] = 8,
-    verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k on this machine.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k.")] = False,
+    runner: RunnerOption = None,
+    trust_network: TrustOption = False,
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
     search_s: Annotated[float, typer.Option(min=0.1, help="Seconds of search per workload.")] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -173,6 +196,7 @@ def rank(
         raise BadInput(f"{workloads} mixes the dialects {', '.join(sorted(dialects))}. Fix: one file for each")
     (dialect,) = dialects
     resolved = resolve_target(target, dialect)
+    tracker = read_runner(runner, trust_network)
     answers: list[Delivery] = []
     with (
         open_deliverer(
@@ -184,6 +208,7 @@ def rank(
             verify=verify,
             search_s=search_s,
             seed=seed,
+            tracker=tracker,
         ) as deliverer,
         progress("ranking") as update,
     ):
