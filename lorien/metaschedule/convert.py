@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tvm
 from tvm.s_tir import meta_schedule as ms
@@ -16,7 +16,7 @@ from lorien.dialects.metaschedule.workload import replay, tvm_target
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord
 from lorien.target import Target
 
-AnyTarget = str | Target | tvm.target.Target
+AnyTarget: TypeAlias = str | Target | tvm.target.Target
 
 
 def as_target(target: AnyTarget) -> Target:

@@ -54,9 +54,10 @@ class CostModel(ms.cost_model.PyCostModel):  # type: ignore[misc]
 
     def predict(self, context: ms.TuneContext, candidates: Sequence[ms.MeasureCandidate]) -> FloatArray:
         """Scores (candidates,) in the order given."""
-        if not self._model.ready:
+        workload = _workload(context)
+        if not self._model.ready(workload.key):
             return self._rng.random(len(candidates))
-        rows = self._rows(_workload(context), candidates)
+        rows = self._rows(workload, candidates)
         return np.where(np.isnan(rows[:, 0]), 0.0, np.maximum(self._model.score(rows), 0.0))
 
     def update(
