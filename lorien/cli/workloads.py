@@ -177,19 +177,29 @@ def rank(
     workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
     models: Annotated[str | None, typer.Option(help="Model store, written by lorien-train.")] = None,
     target: TargetOption = "native",
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates to keep, and to verify.")] = 8,
+    top_k: Annotated[
+        str, typer.Option(metavar="K", help="Candidates to verify; auto: as many as the model's confidence asks for.")
+    ] = "8",
     verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k.")] = False,
     runner: RunnerOption = None,
     trust_network: TrustOption = False,
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
-    search_s: Annotated[float, typer.Option(min=0.1, help="Seconds of search per workload.")] = 8.0,
+    search_s: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds of search per workload [default: 8].")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for a whole answer, verifying included: 10s, 2m.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Find a schedule for each workload: in the database, else ranked (and verified), else the default."""
-    from lorien.delivery import Delivery, open_deliverer
+    from lorien.delivery import SEARCH_S, Delivery, open_deliverer
     from lorien.dialects import resolve_target
 
+    if budget is not None and search_s is not None:
+        raise typer.BadParameter("the search gets what verifying leaves of --budget: give one of the two")
+    k, budget_s = parse_top_k(top_k), None if budget is None else parse_seconds(budget)
     asked = read_workloads(workloads)
     dialects = {workload.dialect for workload in asked}
     if len(dialects) > 1:
@@ -204,9 +214,10 @@ def rank(
             dialect,
             database=db,
             models=models,
-            top_k=top_k,
+            top_k=k,
             verify=verify,
-            search_s=search_s,
+            search_s=SEARCH_S if search_s is None else search_s,
+            budget_s=budget_s,
             seed=seed,
             tracker=tracker,
         ) as deliverer,
@@ -221,6 +232,24 @@ def rank(
         print_answers(answers, resolved.key)
 
 
+def parse_top_k(text: str) -> int | None:
+    """A positive number, or None for ``auto``. Raises ``typer.BadParameter``."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 nor auto", param_hint="--top-k")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``10s``, ``1.5m`` or ``10``. Raises ``typer.BadParameter``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", text)
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise typer.BadParameter(f"{text!r} is no time: write 10s or 2m", param_hint="--budget")
+    return seconds
+
+
 def answer_json(answer: Any) -> dict[str, Any]:
     """One workload of ``lorien rank --json``."""
     return {
@@ -233,6 +262,8 @@ def answer_json(answer: Any) -> dict[str, Any]:
         "default_latency_s": answer.default_latency_s,
         "seconds": answer.seconds,
         "note": answer.note,
+        "confident_k": answer.confident_k,
+        "expected_fraction": answer.expected_fraction,
         "schedule": answer.candidate.schedule,
         "top_k": [
             {
