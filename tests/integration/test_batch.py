@@ -154,7 +154,7 @@ def test_an_interrupt_ends_the_workers_and_the_next_run_goes_on(command, aws, qu
         assert time.monotonic() < until_s
         time.sleep(0.1)
     copies = S3Folder(logs)
-    names = [name for page in copies.pages("sessions/r/") for name in page if name.endswith("tuning_record.json")]
+    names = [name for page in copies.pages("sessions/r/") for name in page if name.endswith("tuning_record.json.copy")]
     kept = {line for name in names for line in copies.read(name).content.splitlines()}
     store = open_logs(logs)
     for log in store.list():  # of jobs that were done by then
