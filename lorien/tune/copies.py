@@ -18,6 +18,8 @@ from lorien.tune.session import DETAILS
 
 logger = logging.getLogger(__name__)
 
+_SUFFIX = ".copy"
+"""Without it, the log store would take a copy for a log."""
 EVERY_S = 15.0
 """Trials of so many seconds are measured again when a machine is lost."""
 
@@ -47,7 +49,9 @@ class JobCopies:
         if wanted not in tokens or folder.exists():
             return
         with atomic_folder(folder) as temporary:
-            self._s3.download({name: temporary / name.rpartition("/")[2] for name in tokens[wanted]})
+            self._s3.download(
+                {name: temporary / name.rpartition("/")[2].removesuffix(_SUFFIX) for name in tokens[wanted]}
+            )
 
     @contextmanager
     def following(self, folder: Path) -> Iterator[None]:
@@ -68,7 +72,7 @@ class JobCopies:
             # The details last, so that no record is without its own; what a crash cuts off a session cuts off too.
             for path in sorted(folder.iterdir(), key=lambda path: path.name == DETAILS):
                 shutil.copy(path, temporary)
-            files = {f"{self._below}/{folder.name}/{path.name}": path for path in Path(temporary).iterdir()}
+            files = {f"{self._below}/{folder.name}/{path.name}{_SUFFIX}": path for path in Path(temporary).iterdir()}
             self._s3.upload(files)
 
     def remove(self, number: int) -> None:

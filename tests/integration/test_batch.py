@@ -154,8 +154,12 @@ def test_an_interrupt_ends_the_workers_and_the_next_run_goes_on(command, aws, qu
         assert time.monotonic() < until_s
         time.sleep(0.1)
     copies = S3Folder(logs)
-    names = [name for page in copies.pages("sessions/r/") for name in page if name.endswith("tuning_record.json")]
+    names = [name for page in copies.pages("sessions/r/") for name in page if name.endswith("tuning_record.json.copy")]
     kept = {line for name in names for line in copies.read(name).content.splitlines()}
+    store = open_logs(logs)
+    for log in store.list():  # of jobs that were done by then
+        with store.local(log) as path:
+            kept.update((path / "database_tuning_record.json").read_bytes().splitlines())
     assert len(kept) >= answer["trials"] > 0
     done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, timeout=GIVE_UP_S)
     assert done.returncode == 0, done.stderr
