@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired
@@ -19,7 +20,7 @@ HERE = "127.0.0.1"
 
 @contextmanager
 def connected(address: str | None, resources: Mapping[str, float] | None = None) -> Iterator[None]:
-    """Connect to a cluster, and let go of it at the end.
+    """Connect to a cluster, and let go of it at the end. Meanwhile standard output goes to standard error.
 
     Parameters
     ----------
@@ -44,25 +45,23 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     # Nothing about a user's cluster leaves it unasked, and Ray need not tell us what it will do about GPUs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        if address is None:
-            own: dict[str, Any] = {
-                "_node_ip_address": HERE,
-                "include_dashboard": False,
-                "resources": dict(resources or {}),
-            }
-            ray.init("local", **own, **common)
-        else:
-            ray.init(address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInput(
-            f"no Ray cluster at {address or HERE}: {error}. Fix: --ray-address HOST:PORT of one that runs the same "
-            "versions of Python and Ray, or without it to start one here"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints news of lost nodes on standard output, which is a result's: no option of its own keeps it from that.
+    with redirect_stdout(sys.stderr):
+        try:
+            if address is None:
+                own: dict[str, Any] = {"_node_ip_address": HERE, "include_dashboard": False}
+                ray.init("local", **own, resources=dict(resources or {}), **common)
+            else:
+                ray.init(address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BadInput(
+                f"no Ray cluster at {address or HERE}: {error}. Fix: --ray-address HOST:PORT of one that runs the same "
+                "versions of Python and Ray, or without it to start one here"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 class RayPool:

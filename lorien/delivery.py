@@ -19,6 +19,7 @@ from lorien.tune.measure import Measurer
 
 if TYPE_CHECKING:
     from lorien.database.base import ScheduleDatabase
+    from lorien.dialects.remote import Tracker
     from lorien.models.predictor import Ranker
     from lorien.target import Target
 
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 
 SEARCH_S = 8.0
 """Seconds of search per workload: with loading, building and running, an answer takes under 20 s on two cores."""
+TOP_K = 8
+AUTO_MOST = 32
+"""Most candidates to verify where the model's confidence says how many, and as many for the search to keep."""
+MIN_SEARCH_S = 0.5
+VERIFY_S = 0.5
+"""Seconds to build and run a candidate on two cores, until this process has verified some."""
+BATCH = 4
+"""Candidates verified between two looks at the clock."""
 
 
 class Source(str, Enum):
@@ -64,6 +73,11 @@ class Delivery:
         The top k in the order ranked; empty for a database hit.
     candidates : int
         How many candidates the top k were chosen from, as far as the search kept them.
+    confident_k : int, optional
+        How many of the first ranked must be tried to hold .95 of the best of ``candidates`` with 90 % probability, as
+        the model judges its own ranking; None without a ranking, or where its model does not say.
+    expected_fraction : float, optional
+        Of that best, what the best of the trials is expected to reach.
     note : str
         Why the answer is not better than it is; empty when there is nothing to say.
     seconds : float
@@ -80,6 +94,8 @@ class Delivery:
     candidates: int
     note: str
     seconds: float
+    confident_k: int | None = None
+    expected_fraction: float | None = None
 
     @property
     def rank1_latency_s(self) -> float | None:
@@ -101,10 +117,13 @@ class Deliverer:
         The performance model; without one every miss is answered with the default schedule.
     measurer : Measurer, optional
         Builds and runs; without one nothing is verified.
-    top_k : int
-        Candidates to verify.
+    top_k : int, optional
+        Candidates to verify; None for as many as the model's confidence asks for, ``AUTO_MOST`` at most.
     search_s : float, optional
         Seconds to search per workload; None for the dialect's own effort, the same candidates for the same seed.
+    budget_s : float, optional
+        Seconds for a whole answer: the search gets what verifying is expected to leave, whatever ``search_s`` says, and
+        verifying ends early when time runs out.
     """
 
     def __init__(
@@ -114,8 +133,9 @@ class Deliverer:
         database: ScheduleDatabase | None = None,
         ranker: Ranker | None = None,
         measurer: Measurer | None = None,
-        top_k: int = 8,
+        top_k: int | None = TOP_K,
         search_s: float | None = SEARCH_S,
+        budget_s: float | None = None,
         seed: int = 0,
     ) -> None:
         self.target = target
@@ -124,6 +144,8 @@ class Deliverer:
         self._measurer = measurer
         self._top_k = top_k
         self._search_s = search_s
+        self._budget_s = budget_s
+        self._verify_s = VERIFY_S
         self._seed = seed
 
     def deliver(self, workload: Workload, *, fresh: bool = False) -> Delivery:
@@ -140,15 +162,19 @@ class Deliverer:
         hit = self.hit(workload)
         if hit is not None:
             return hit
-        candidates = self._search(workload)
+        deadline_s = None if self._budget_s is None else started_s + self._budget_s
+        candidates = self._search(workload, deadline_s)
         default = Candidate(None)
-        ranked = candidates[: self._top_k]
+        ranked, confident_k = self._first(workload, candidates)
         measured: Sequence[Measurement | None] = [None] * (len(ranked) + 1)
         if self._measurer is not None:
-            measured = self._measurer.measure(workload, [default, *ranked])
+            measured = self._verify(self._measurer, workload, [default, *ranked], deadline_s)
         default_s = measured[0].latency_s if measured[0] else None
-        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured[1:], strict=True))
+        # What the budget had no time for was not tried.
+        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured[1:], strict=False))
         source, chosen, latency_s, note = self._choose(trials, default, default_s)
+        if len(trials) < len(ranked):
+            note = "; ".join(filter(None, [note, f"the budget ended after {len(trials)} of {len(ranked)} candidates"]))
         # The default is worth an entry only where it won: as one of the n best it would take the place of a schedule.
         self._commit(workload, ([Trial(default, measured[0])] if source is Source.DEFAULT else []) + list(trials))
         return Delivery(
@@ -162,6 +188,8 @@ class Deliverer:
             len(candidates),
             note,
             time.monotonic() - started_s,
+            confident_k,
+            self._expected(confident_k, len(trials)),
         )
 
     def hit(self, workload: Workload) -> Delivery | None:
@@ -187,18 +215,56 @@ class Deliverer:
             time.monotonic() - started_s,
         )
 
-    def _search(self, workload: Workload) -> Sequence[Candidate]:
+    def _search(self, workload: Workload, deadline_s: float | None) -> Sequence[Candidate]:
         if self._ranker is None:
             return ()
+        search_s = self._search_s
+        if deadline_s is not None:
+            tried = 0 if self._measurer is None else 1 + (self._top_k or TOP_K)
+            search_s = max(MIN_SEARCH_S, deadline_s - time.monotonic() - tried * self._verify_s)
         dialect = open_live_dialect(workload.dialect)
         return dialect.search(
             workload,
             self.target,
-            4 * self._top_k,
+            AUTO_MOST if self._top_k is None else 4 * self._top_k,
             self._ranker.guide,
             seed=self._seed,
-            budget_s=self._search_s,
+            budget_s=search_s,
         )
+
+    def _first(self, workload: Workload, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], int | None]:
+        """The candidates to verify, best first, and how many the model's confidence asks for."""
+        if self._ranker is None or not candidates:
+            return candidates, None
+        if self._top_k is not None and not self._ranker.model.confidence:
+            return candidates[: self._top_k], None
+        # The search was guided by cautious scores; the confidence was learned on plain ones.
+        scores = self._ranker.rank(workload, candidates)
+        needed = self._ranker.confidence.needed(scores)
+        if self._top_k is not None:
+            return candidates[: self._top_k], needed
+        order = sorted(range(len(candidates)), key=lambda index: -scores[index])
+        return [candidates[index] for index in order[: min(needed, AUTO_MOST)]], needed
+
+    def _expected(self, confident_k: int | None, tried: int) -> float | None:
+        if confident_k is None or self._ranker is None or not tried:
+            return None
+        return self._ranker.confidence.expected_fraction(tried)
+
+    def _verify(
+        self, measurer: Measurer, workload: Workload, candidates: Sequence[Candidate], deadline_s: float | None
+    ) -> Sequence[Measurement]:
+        """Measurements of the candidates in order; of the first few alone when the deadline leaves time for no more."""
+        step = len(candidates) if deadline_s is None else BATCH
+        measured: list[Measurement] = []
+        for start in range(0, len(candidates), step):
+            started_s = time.monotonic()
+            if deadline_s is not None and start and started_s + step * self._verify_s > deadline_s:
+                break
+            batch = candidates[start : start + step]
+            measured += measurer.measure(workload, batch)
+            self._verify_s = (self._verify_s + (time.monotonic() - started_s) / len(batch)) / 2
+        return measured
 
     def _choose(
         self, trials: Sequence[Trial], default: Candidate, default_s: float | None
@@ -232,17 +298,19 @@ def open_deliverer(
     *,
     database: str | None = None,
     models: str | None = None,
-    top_k: int = 8,
+    top_k: int | None = TOP_K,
     verify: bool = True,
     search_s: float | None = SEARCH_S,
+    budget_s: float | None = None,
     seed: int = 0,
+    tracker: Tracker | None = None,
 ) -> Iterator[Deliverer]:
     """A ``Deliverer`` from URLs. A target that no model was trained for is answered by default schedules.
 
     The measuring processes start first: they warm up while the model loads and the first search runs.
     """
     with ExitStack() as stack:
-        measurer = stack.enter_context(Measurer(dialect, target)) if verify else None
+        measurer = stack.enter_context(Measurer(dialect, target, tracker=tracker)) if verify else None
         opened = stack.enter_context(open_database(database)) if database else None
         ranker = None
         if models is not None:
@@ -251,7 +319,14 @@ def open_deliverer(
             except UnknownTarget as error:
                 logger.warning("%s. Answering with default schedules", error)
         yield Deliverer(
-            target, database=opened, ranker=ranker, measurer=measurer, top_k=top_k, search_s=search_s, seed=seed
+            target,
+            database=opened,
+            ranker=ranker,
+            measurer=measurer,
+            top_k=top_k,
+            search_s=search_s,
+            budget_s=budget_s,
+            seed=seed,
         )
 
 

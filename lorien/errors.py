@@ -57,6 +57,10 @@ class StoreUnavailable(LorienError, OSError):
     """A log store cannot be read or written now. Nothing half-written is taken for whole."""
 
 
+class DeviceUnavailable(LorienError, OSError):
+    """No device to measure on can be had now. What was measured before is kept."""
+
+
 class LeaseLost(LorienError):
     """A job is no longer this worker's: its lease lapsed and another took it, or it was cancelled. Nothing changed."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from lorien.errors import LorienError, MissingExtra
 from lorien.featurize.base import Features
+from lorien.models.grouped import encode, ranking_metric
 from lorien.models.lower import lower
 from lorien.models.metrics import FloatArray, IntArray
 from lorien.models.presets import Preset
@@ -79,7 +80,8 @@ class Ensemble:
 
 def fit_ensemble(
     features: Features,
-    label: FloatArray,
+    value: FloatArray,
+    workload: IntArray,
     weight: FloatArray,
     fold: IntArray,
     *,
@@ -87,14 +89,14 @@ def fit_ensemble(
     time_limit_s: float,
     folder: Path,
 ) -> Ensemble:
-    """Fit the preset's models with AutoGluon, one fit per fold, and weight them by their out-of-fold error.
+    """Fit the preset's models with AutoGluon, one fit per fold, and weight them by how well they rank unseen folds.
 
     Parameters
     ----------
     features : array (rows, columns) of float32
         NaN where a feature does not apply.
-    label, weight, fold : arrays (rows,)
-        What to predict, how much a row counts, and the fold of its workload.
+    value, workload, weight, fold : arrays (rows,)
+        What to predict, in [0, 1]; the number of the row's workload; how much a row counts; the workload's fold.
     preset : Preset
         The models.
     time_limit_s : float
@@ -113,17 +115,20 @@ def fit_ensemble(
         import pandas as pd
         from autogluon.features.generators import IdentityFeatureGenerator
         from autogluon.tabular import TabularPredictor
+
+        from lorien.models.rankers import RANKERS
     except ImportError:
         raise MissingExtra("autogluon.tabular", "train") from None
 
     # Columns are named by position, so that a booster's own names tell which column it means.
     data = pd.DataFrame(features, columns=_column_names(features.shape[1]), copy=False)
-    data = data.assign(label=label, weight=weight, fold=fold)
+    data = data.assign(label=encode(value, workload), weight=weight, fold=fold)
+    families = {ranker.ag_key: ranker for ranker in RANKERS}
     with _quiet():
         predictor = TabularPredictor(
             label="label",
             problem_type="regression",
-            eval_metric="root_mean_squared_error",
+            eval_metric=ranking_metric(),
             path=str(folder),
             groups="fold",
             sample_weight="weight",
@@ -135,10 +140,11 @@ def fit_ensemble(
             predictor.fit(
                 data,
                 time_limit=time_limit_s,
-                hyperparameters=preset.hyperparameters,
+                hyperparameters={families.get(name, name): models for name, models in preset.hyperparameters.items()},
                 # Features are float32, with NaN where one does not apply: boosters take them as they are.
                 feature_generator=IdentityFeatureGenerator(),
-                ag_args_fit={"drop_unique": False},
+                # Inside its own boosters AutoGluon keeps labels as float32, in which no workload fits.
+                ag_args_fit={"drop_unique": False, "stopping_metric": "root_mean_squared_error"},
                 ag_args_ensemble={"fold_fitting_strategy": "sequential_local"},
                 num_bag_folds=len(np.unique(fold)),
                 num_bag_sets=1,

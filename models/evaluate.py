@@ -10,6 +10,7 @@ import numpy as np
 
 from lorien.errors import BadInput
 from lorien.featurize.store import open_tables
+from lorien.models.confidence import check_confidence
 from lorien.models.data import feature_batches, group_tables, read_rows
 from lorien.models.metrics import ranking_scores
 from lorien.models.predictor import load_ranker
@@ -41,7 +42,7 @@ def evaluate(
     dict of str to dict
         By target key (by ``dialect/target key`` where a target has tables of several dialects): what
         ``ranking_scores`` returns; ``dropped_workloads``, those the model was trained on; ``model``, the key of the
-        target whose model ranked.
+        target whose model ranked; what ``check_confidence`` returns, for a model that states its confidence.
 
     Raises
     ------
@@ -76,11 +77,15 @@ def evaluate(
             for here, batch in feature_batches(group):
                 score[here][chosen[here]] = ranker.score(batch[chosen[here]])
             name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
+            candidates = rows.candidates(chosen)
             results[name] = {
-                **ranking_scores(rows.candidates(chosen), score[chosen]),
+                **ranking_scores(candidates, score[chosen]),
                 "dropped_workloads": dropped,
                 "model": ranker.model.target,
             }
+            if ranker.model.confidence:
+                value = candidates.value()
+                results[name] |= check_confidence(ranker.confidence, candidates.workload, value, score[chosen])
     if results:
         return results
     if dropped_in_all:

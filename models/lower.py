@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,32 @@ class Tree:
     leaf: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A booster of ranking with what turns its raw score into a value: ``scale * raw + offset``."""
+
+    booster: Any
+    scale: float
+    offset: float
+
+    def predict(self, features: Any) -> npt.NDArray[np.float64]:
+        """Values (rows,) of features (rows, columns), by the booster's own library."""
+        matrix = np.asarray(features, dtype=np.float32)
+        if type(self.booster).__module__.startswith("xgboost"):
+            raw = self.booster.inplace_predict(matrix, predict_type="margin", iteration_range=_kept(self.booster))
+        else:
+            raw = self.booster.predict(matrix)
+        return self.scale * np.asarray(raw, dtype=np.float64) + self.offset
+
+
 def lower(members: Sequence[tuple[float, Any]], columns: int) -> bytes:
     """One LightGBM model text whose raw score is the weighted sum of the members' predictions.
 
     Parameters
     ----------
     members : sequence of (weight, booster)
-        Regression boosters: ``lightgbm.Booster``, ``xgboost.XGBRegressor`` (or its ``Booster``),
-        ``catboost.CatBoostRegressor``. All were fitted on columns named ``f0``, ``f1``... or in that order.
+        Boosters: ``lightgbm.Booster``, ``xgboost.XGBRegressor`` (or its ``Booster``), ``catboost.CatBoostRegressor``
+        (or its base), or a ``Scaled`` one of these. All were fitted on columns named ``f0``, ``f1``... in that order.
     columns : int
         Number of feature columns.
     """
@@ -91,11 +109,16 @@ def _block(index: int, tree: Tree, weight: float) -> str:
 
 
 def _trees(booster: Any) -> Iterator[Tree]:
+    if isinstance(booster, Scaled):
+        yield _constant(np.float64(booster.offset))
+        for tree in _trees(booster.booster):
+            yield replace(tree, leaf=booster.scale * tree.leaf)
+        return
     family = type(booster).__module__.partition(".")[0]
     lowering = {"lightgbm": _from_lightgbm, "xgboost": _from_xgboost, "catboost": _from_catboost}
     if family not in lowering:
         raise TypeError(f"no lowering for {type(booster).__name__}: use LightGBM, XGBoost or CatBoost")
-    return lowering[family](booster)
+    yield from lowering[family](booster)
 
 
 def _from_lightgbm(booster: Any) -> Iterator[Tree]:
@@ -121,8 +144,7 @@ def _from_xgboost(model: Any) -> Iterator[Tree]:
     learner = json.loads(booster.save_raw("json"))["learner"]
     yield _constant(np.float64(learner["learner_model_param"]["base_score"].strip("[]")))
     trees = learner["gradient_booster"]["model"]["trees"]
-    best = booster.attr("best_iteration")
-    for tree in trees[: int(best) + 1 if best is not None else None]:
+    for tree in trees[slice(*_kept(booster))]:
         left, right = tree["left_children"], tree["right_children"]
         inner = [node for node, child in enumerate(left) if child != -1]
         leaves = [node for node, child in enumerate(left) if child == -1]
@@ -138,6 +160,12 @@ def _from_xgboost(model: Any) -> Iterator[Tree]:
             right=[number[right[node]] for node in inner],
             leaf=condition[leaves].astype(np.float64),
         )
+
+
+def _kept(booster: Any) -> tuple[int, int]:
+    """First and past-last tree to use: those up to the best, where training stopped early."""
+    best = booster.attr("best_iteration")
+    return 0, int(best) + 1 if best is not None else booster.num_boosted_rounds()
 
 
 def _from_catboost(model: Any) -> Iterator[Tree]:

@@ -88,7 +88,7 @@ def ranking_scores(candidates: Candidates, score: FloatArray) -> dict[str, float
         "failed_workloads": int((~ran).sum()),
     }
     ranked = np.lexsort((value, -order_score, workload))
-    place = _place(workload[ranked])
+    place = place_in_group(workload[ranked])
     for k in (1, 5, 10):
         first = ranked[place < k]
         top = np.zeros(len(best))
@@ -114,7 +114,7 @@ def random_top(workload: IntArray, value: FloatArray, k: int) -> FloatArray:
     group = workload[order]
     count = np.bincount(group)
     n = count[group].astype(np.float64)
-    i = _place(group).astype(np.float64)
+    i = place_in_group(group).astype(np.float64)
     draws = np.minimum(k, n)
     chance = draws / n
     for j in range(1, k):
@@ -124,7 +124,7 @@ def random_top(workload: IntArray, value: FloatArray, k: int) -> FloatArray:
     return np.bincount(group, weights=chance * value[order]).astype(np.float64)
 
 
-def _place(group: IntArray) -> IntArray:
+def place_in_group(group: IntArray) -> IntArray:
     """Position of each row in its run of equal, adjacent group numbers, from 0."""
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.zeros(0, dtype=np.int64)
     lengths = np.diff(np.r_[starts, len(group)])
@@ -134,7 +134,7 @@ def _place(group: IntArray) -> IntArray:
 def _ranks(group: IntArray, value: FloatArray) -> FloatArray:
     """Rank of each value within its group, equal values sharing their mean rank."""
     order = np.lexsort((value, group))
-    place = _place(group[order]).astype(np.float64)
+    place = place_in_group(group[order]).astype(np.float64)
     new_run = np.r_[True, (np.diff(group[order]) != 0) | (value[order][1:] != value[order][:-1])]
     run = np.cumsum(new_run) - 1
     ranks = np.empty(len(value))

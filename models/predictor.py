@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, UnknownTarget, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.models.calibration import Calibration
+from lorien.models.confidence import Confidence
 from lorien.models.metrics import FloatArray
 from lorien.models.scorer import Scorer, TreeEnsemble
 from lorien.models.store import SCORER_FILE, Model, ModelStore, StoredModel, open_models
@@ -145,6 +146,16 @@ class Ranker:
             )
         return self._scorer.cautious(features, CAUTION)
 
+    @property
+    def confidence(self) -> Confidence:
+        """How many of the first ranked to try. Raises ``SchemaMismatch`` for a model that was trained without it."""
+        if not self.model.confidence:
+            raise SchemaMismatch(
+                f"the model of {self.model.target} is of an earlier Lorien, which learned no confidence. "
+                "Fix: lorien-train again, or name the k"
+            )
+        return Confidence.from_json(self.model.confidence)
+
     def score_table(self, path: Path) -> FloatArray:
         """Score every row of a feature table, in its order, in batches: (rows,).
 
@@ -205,7 +216,7 @@ def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dial
     dialects = sorted({name for name, _ in trained})
     if len(dialects) > 1:
         raise BadInput(f"{url} holds models of {', '.join(dialects)}. Fix: --dialect with one of them")
-    stored = _nearest(store, trained, wanted)
+    stored = nearest_model(store, trained, wanted)
     if stored is None:
         raise UnknownTarget(wanted.key, [key for _, key in trained])
     if stored.model.target != wanted.key:
@@ -246,7 +257,8 @@ def nearest(trained: Iterable[M], wanted: Target) -> M | None:
     return max(near, key=closeness, default=None)
 
 
-def _nearest(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:
+def nearest_model(store: ModelStore, trained: Sequence[tuple[str, str]], wanted: Target) -> StoredModel | None:
+    """As ``nearest``, of the models (dialect, target key) of a store."""
     own = [one for one in trained if one[1] == wanted.key]
     near = own or [one for one in trained if Target.from_key(one[1]).family == wanted.family]
     return nearest(filter(None, (store.read(*one) for one in near)), wanted)

@@ -51,33 +51,50 @@ _TREES = {
 
 _SMOOTH = _TREES | {"min_data_in_leaf": 50, "lambda_l2": 10.0, "path_smooth": 10.0}
 
+_LAMBDA = _TREES | {"objective": "lambdarank", "lambdarank_truncation_level": 30}
+
+_XGB_DRAWS = {"tree_method": "hist", "colsample_bytree": 0.4, "subsample": 0.8}
+
 PRESETS = {
     "fast": Preset(
         folds=4,
         max_rows=30_000,
-        time_limit_s=150,
+        time_limit_s=240,
         hyperparameters={
             "GBM": [
                 _named("Plain", num_boost_round=150, learning_rate=0.1, **_TREES),
                 _named("Extra", num_boost_round=250, learning_rate=0.1, extra_trees=True, **_TREES),
                 _named("Smooth", num_boost_round=150, learning_rate=0.1, **_SMOOTH),
             ],
+            "GBM_RANK": [
+                _named("Lambda", trees=200, learning_rate=0.1, **_LAMBDA),
+                _named("Xendcg", trees=200, learning_rate=0.1, objective="rank_xendcg", **_TREES),
+            ],
         },
     ),
     "best": Preset(
-        folds=8,
+        folds=5,
         max_rows=100_000,
-        time_limit_s=3600,
+        time_limit_s=1700,
         hyperparameters={
             "GBM": [
                 _named("Plain", num_boost_round=400, learning_rate=0.05, **_TREES),
                 _named("Extra", num_boost_round=600, learning_rate=0.06, extra_trees=True, **_TREES),
                 _named("Smooth", num_boost_round=400, learning_rate=0.05, **_SMOOTH),
             ],
+            "GBM_RANK": [
+                _named("Lambda", trees=300, learning_rate=0.07, **_LAMBDA),
+                _named("Xendcg", trees=300, learning_rate=0.07, objective="rank_xendcg", **_TREES),
+            ],
             "XGB": [
                 _named("Hist", n_estimators=400, learning_rate=0.05, max_depth=8, colsample_bytree=0.4, subsample=0.8)
             ],
+            "XGB_RANK": [
+                _named("Ndcg", trees=300, objective="rank:ndcg", eta=0.05, max_depth=8, **_XGB_DRAWS),
+                _named("Pairwise", trees=300, objective="rank:pairwise", eta=0.05, max_depth=8, **_XGB_DRAWS),
+            ],
             "CAT": [_named("Oblivious", iterations=600, learning_rate=0.08, depth=6, rsm=0.4)],
+            "CAT_RANK": [_named("Yeti", trees=200, loss_function="YetiRank", learning_rate=0.1, depth=6)],
         },
     ),
 }

@@ -134,9 +134,9 @@ class Scorer:
     Parameters
     ----------
     trees : TreeEnsemble
-        What ranks: one group of trees for each fold, fitted without that fold's workloads.
+        What ranks: one group of trees for each fold, fitted without that fold's workloads, then those of a base model.
     fold_trees : sequence of int
-        Trees in each of the groups.
+        Trees in each of the folds' groups.
     calibration : Calibration
         What turns the rank into a fraction.
     """
@@ -152,8 +152,10 @@ class Scorer:
 
     def cautious(self, features: npt.NDArray[np.float32], caution: float) -> FloatArray:
         """As calling it, less ``caution`` times the standard deviation over the folds' opinions."""
-        parts = self.trees.parts(features, self._fold_trees)
-        return self._fractions(parts.sum(axis=0) - caution * len(parts) * parts.std(axis=0), features)
+        rest = self.trees.trees - sum(self._fold_trees)
+        parts = self.trees.parts(features, [*self._fold_trees, rest])
+        folds = parts[:-1]
+        return self._fractions(parts.sum(axis=0) - caution * len(folds) * folds.std(axis=0), features)
 
     def _fractions(self, raw: FloatArray, features: npt.NDArray[np.float32]) -> FloatArray:
         scores = self._calibration(raw)

@@ -44,7 +44,7 @@ class Model:
     feature_set : dict
         ``name``, ``version`` and ``columns`` (name, unit, meaning) it reads.
     options : dict
-        ``preset``, ``time_limit_s`` and ``holdout_network`` it was trained with.
+        ``preset``, ``time_limit_s``, ``holdout_network`` and ``base`` it was trained with.
     tables : dict of str to str
         Feature tables it was trained on, with their SHA-256.
     rows : int
@@ -63,6 +63,10 @@ class Model:
         Trees of each fold in the scorer's text, in its order.
     libraries : dict of str to str
         Versions of the libraries that trained it.
+    workload_folds : list of int
+        Fold of each of ``workload_keys``; empty in models of an earlier Lorien, and in those trained on a base.
+    confidence : dict
+        ``margin`` and ``expected``: how deep a ranking must be tried; empty in models of an earlier Lorien.
     """
 
     lorien: str
@@ -82,6 +86,8 @@ class Model:
     members: list[dict[str, Json]]
     fold_trees: list[int]
     libraries: dict[str, str]
+    workload_folds: list[int] = field(default_factory=list)
+    confidence: dict[str, Json] = field(default_factory=dict)
 
     @property
     def features(self) -> FeatureSet:

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.featurize.store import open_tables
 from lorien.files import sha256_of
 from lorien.models.calibration import calibrate
+from lorien.models.confidence import check_confidence, learn_confidence
 from lorien.models.data import UNKNOWN, Rows, Tables, feature_batches, group_tables, read_features, read_rows
 from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
 from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_scores
@@ -26,6 +27,7 @@ from lorien.models.presets import preset_named
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import AUTOGLUON_FOLDER, SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.models.transfer import Base, best_share, blend, load_base
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class _Options:
     preset: str
     time_limit_s: float
     holdout_network: str | None
+    base: str | None
 
 
 def train(
@@ -83,6 +86,7 @@ def train(
     preset: str = "fast",
     time_limit_s: float | None = None,
     holdout_network: str | None = None,
+    base: str | Path | None = None,
     reuse: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, TrainReport]:
@@ -102,6 +106,9 @@ def train(
         Seconds of fitting for each model; the preset's by default.
     holdout_network : str, optional
         Keep this network, and every workload it shares with others, out of training, and report on it.
+    base : str or Path, optional
+        Model store. The model there that is nearest to a target is blended with the target's own, as far as that ranks
+        unseen workloads better.
     reuse : bool
         Keep a model that was trained on the same tables with the same options.
     progress : Progress, optional
@@ -117,15 +124,15 @@ def train(
     StoreUnavailable
         Tables cannot be read, or a model cannot be published, or another process has just published it.
     BadInput
-        No tables; or no target could be trained, for want of the network or of workloads. Where only some targets
-        cannot, a warning is logged and the others are trained.
+        No tables; no model in the base to start from; or no target could be trained, for want of the network or of
+        workloads. Where only some targets cannot, a warning is logged and the others are trained.
     SchemaMismatch
         A table is damaged or of another feature set than its neighbours.
     MissingExtra
         AutoGluon is not installed.
     """
     limit_s = preset_named(preset).time_limit_s if time_limit_s is None else time_limit_s
-    options = _Options(preset, limit_s, holdout_network)
+    asked = _Options(preset, limit_s, holdout_network, None)
     store = open_models(out)
     reports: dict[str, TrainReport] = {}
     refused: list[BadInput] = []
@@ -137,14 +144,16 @@ def train(
                 progress(index, len(groups), group.target)
             tables = {path.relative_to(folder).as_posix(): sha256_of(path) for path in group.paths}
             stored = store.read(group.dialect, group.target) if reuse else None
-            if stored is None or not _is_current(stored.model, group, options, tables):
-                try:
-                    stored = _train_one(group, options, tables, store)
-                except BadInput as error:
-                    # One target too small, or without the network held out, does not cost the others their models.
-                    logger.warning("%s %s: no model: %s", group.dialect, group.target, error)
-                    refused.append(error)
-                    continue
+            try:
+                start = None if base is None else load_base(base, group)
+                options = replace(asked, base=start.name if start else None)
+                if stored is None or not _is_current(stored.model, group, options, tables):
+                    stored = _train_one(group, options, tables, store, start)
+            except BadInput as error:
+                # One target too small, or without the network held out, does not cost the others their models.
+                logger.warning("%s %s: no model: %s", group.dialect, group.target, error)
+                refused.append(error)
+                continue
             name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
             model = stored.model
             reports[name] = TrainReport(
@@ -166,12 +175,16 @@ def _is_current(model: Model, group: Tables, options: _Options, tables: dict[str
     )
 
 
-def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: ModelStore) -> StoredModel:
+def _train_one(
+    group: Tables, options: _Options, tables: dict[str, str], store: ModelStore, base: Base | None
+) -> StoredModel:
     started_s = time.monotonic()
     preset = preset_named(options.preset)
     rows = read_rows(group)
     value = rows.candidates(rows.all()).value()
     learn, test = _split(rows, value, options.holdout_network)
+    if base is not None:
+        base.check_unseen({rows.keys[index] for index in np.unique(rows.workload[test])})
     chosen = np.zeros(len(rows), dtype=np.bool_)
     chosen[learn] = sample_rows(rows.workload[learn], value[learn], preset.max_rows, SEED)
     fold = _folds(rows, chosen, preset.folds)
@@ -187,6 +200,7 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
         ensemble = fit_ensemble(
             matrix,
             value[chosen],
+            rows.workload[chosen],
             row_weights(rows.workload[chosen]),
             fold[rows.workload[chosen]],
             preset=preset,
@@ -197,9 +211,28 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
         _check_export(ensemble, text, matrix[:: 1 + len(matrix) // 512])
         by_fold = [TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)]
         unseen = _unseen_scores(group, rows, TreeEnsemble(text), by_fold, fold)
+        fold_trees = [trees.trees for trees in by_fold]
+        workload_keys, workload_folds = [rows.keys[index] for index in learned], fold[learned].tolist()
+        share = 0.0
+        if base is not None:
+            theirs = base.unseen_scores(group, rows)
+            share = best_share(unseen, theirs, rows, value, learn)
+            logger.info("%s: %.0f %% of the model of %s", group.target, 100 * share, base.stored.model.target)
+        if base is not None and share > 0:
+            unseen = (1 - share) * unseen + share * theirs
+            text = blend(text, base.text, share, matrix.shape[1])
+            # A blend of nothing but the base has its folds; in any other they are the target's own.
+            fold_trees = base.stored.model.fold_trees if share == 1 else fold_trees
+            workload_keys, workload_folds = sorted({*workload_keys, *base.stored.model.workload_keys}), []
         calibration = calibrate(unseen[learn], value[learn], row_weights(rows.workload[learn]))
+        confidence = learn_confidence(rows.workload[learn], value[learn], calibration(unseen[learn]))
         reported = learn if options.holdout_network is None else test
         holdout: dict[str, Any] = dict(ranking_scores(rows.candidates(reported), unseen[reported]))
+        if options.holdout_network is not None:
+            fraction = calibration(unseen[test])
+            holdout |= check_confidence(confidence, rows.workload[test], value[test], fraction)
+        if base is not None:
+            holdout |= {"base": base.stored.model.target, "base_share": share}
         holdout["held_out"] = options.holdout_network or f"each workload once, in {fold.max() + 1} folds"
         (files / SCORER_FILE).write_bytes(text)
         ensemble.save(files / AUTOGLUON_FOLDER)
@@ -218,12 +251,14 @@ def _train_one(group: Tables, options: _Options, tables: dict[str, str], store: 
             options=asdict(options),
             tables=tables,
             rows=int(chosen.sum()),
-            workload_keys=[rows.keys[index] for index in learned],
+            workload_keys=workload_keys,
+            workload_folds=workload_folds,
             networks=sorted(rows.networks[index] for index in np.unique(rows.network[chosen]) if index != UNKNOWN),
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
             calibration={"raw": list(calibration.raw), "fraction": list(calibration.fraction)},
-            fold_trees=[trees.trees for trees in by_fold],
+            confidence=confidence.to_json(),
+            fold_trees=fold_trees,
             members=[{"name": member.name, "share": member.share} for member in ensemble.members],
             libraries=library_versions(),
         )

@@ -229,6 +229,12 @@ def moto(folder: Path) -> Server:
     return Server(lambda port: [program, "-H", "127.0.0.1", "-p", str(port)], log=folder / "moto.log")
 
 
+def batch(folder: Path) -> Server:
+    """AWS Batch that runs its jobs here."""
+    program = Path(__file__).with_name("batch_server.py")
+    return Server(lambda port: [sys.executable, program, str(port)], log=folder / "batch.log")
+
+
 def dynalite(folder: Path) -> Server:
     """DynamoDB on LevelDB: what was acknowledged is there after a kill."""
     node, program = shutil.which("node"), NPM / "dynalite" / "cli.js"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +32,7 @@ DatabaseUrl = Annotated[str, typer.Option("--db", help="Database of the jobs and
 def worker(
     run: RunOption,
     db: DatabaseUrl,
-    logs: Annotated[str, typer.Option(help="Log store: a folder that all workers of the run share.")],
+    logs: Annotated[str, typer.Option(help="Log store: in S3, or a folder that all workers of the run share.")],
     target: Annotated[str, typer.Option("--target", help="Takes jobs of this target; native is this machine.")],
     as_json: JsonFlag = False,
 ) -> None:
@@ -38,8 +40,10 @@ def worker(
     from lorien.dialects import resolve_target
     from lorien.tune.worker import WorkerConfig, run_worker
 
+    # AWS Batch, and what ends containers before their machine is taken away, ask with this signal.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     done: dict[str, int] = {}
-    config = WorkerConfig(run, db, logs, resolve_target(target).key)
+    config = WorkerConfig(run, db, logs, resolve_target(target).key, os.environ.get("AWS_BATCH_JOB_ID", ""))
     for state in run_worker(config):
         done[state.status.value] = done.get(state.status.value, 0) + 1
         err.print(f"job {state.number}  {state.name}  {state.status.value}  {state.records} trials", soft_wrap=True)
@@ -52,6 +56,8 @@ def tune_by_jobs(
     name: str | None,
     executor: str,
     ray_address: str | None,
+    batch_queue: str | None,
+    batch_definition: str | None,
     workers: int,
     workloads: list[Workload],
     targets: list[Target],
@@ -74,6 +80,13 @@ def tune_by_jobs(
         raise BadInput("the jobs of a run are in a database. Fix: --db sqlite:///FILE or dynamodb://TABLE")
     name = checked_name(name) if name else run_name(workloads, targets)
     keys = tuple(target.key for target in targets)
+    placing: dict[str, Any] = {}
+    if executor == "ray":
+        placing = {"targets": keys, "address": ray_address}
+    elif executor == "batch":
+        if not batch_queue or not batch_definition:
+            raise BadInput("Batch needs to know where. Fix: --batch-queue batch://QUEUE --batch-definition NAME")
+        placing = {"queue": batch_queue, "definition": batch_definition}
     with open_jobs(db) as opened:
         found = opened.run(name)
         if found is not None and not resume:
@@ -86,7 +99,6 @@ def tune_by_jobs(
         before = opened.counts(name, time.time()).records
         started_s = time.monotonic()
         interrupted = False
-        placing = {"targets": keys, "address": ray_address} if executor == "ray" else {}
         with open_executor(executor, WorkerConfig(name, db, logs, ""), **placing) as running:
             try:
                 drive(opened, queue, running, workers, watch=Line())

@@ -91,6 +91,9 @@ def train(
     holdout_network: Annotated[
         str | None, typer.Option(help="Keep this network, and every workload it shares, out of training.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model store: start from its model that is nearest to each target.")
+    ] = None,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Keep a model already trained on the same tables with the same options.")
     ] = False,
@@ -107,6 +110,7 @@ def train(
             preset=preset,
             time_limit_s=time_limit,
             holdout_network=holdout_network,
+            base=base,
             reuse=reuse,
             progress=update,
         )

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latency, out, table
 from lorien.cli.fleet import tune_by_jobs
-from lorien.cli.workloads import read_workloads
+from lorien.cli.workloads import RunnerOption, TrustOption, read_runner, read_workloads
+from lorien.errors import BadInput
 
 if TYPE_CHECKING:
     from lorien.records import Measurement
@@ -50,12 +51,16 @@ def tune(
         list[str] | None,
         typer.Option("--target", help="TVM's form, KIND_MODEL, or native; several make a run of jobs."),
     ] = None,
+    runner: RunnerOption = None,
+    trust_network: TrustOption = False,
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
     check: Annotated[bool, typer.Option("--check", help="Compare results with the unscheduled workload's.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
     run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers of a run, for each target.")] = 1,
+    batch_queue: Annotated[str | None, typer.Option(help="Queue of AWS Batch: batch://QUEUE?region=...")] = None,
+    batch_definition: Annotated[str | None, typer.Option(help="Job definition of AWS Batch: NAME[:REVISION].")] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, or auto; without, one is started here.")
     ] = None,
@@ -79,16 +84,21 @@ def tune(
     from lorien.tune.strategy import open_strategy
 
     asked = read_workloads(workloads)
+    tracker = read_runner(runner, trust_network)
     resolved, *others = (resolve_target(text, asked[0].dialect) for text in target or ["native"])
     if executor != "local" or run_name is not None or others:
         share = max(1, trials // (len({workload.key for workload in asked}) * (1 + len(others))))
         options = JobOptions(
             min(share, per_workload or share), batch, scheduler, strategy, model, check, seed, BUILD_TIMEOUT_S
         )
+        if tracker is not None:
+            raise BadInput("the jobs of a run are measured where their workers are. Fix: leave --runner out, or --run")
         tune_by_jobs(
             name=run_name,
             executor=executor,
             ray_address=ray_address,
+            batch_queue=batch_queue,
+            batch_definition=batch_definition,
             workers=workers,
             workloads=asked,
             targets=[resolved, *others],
@@ -110,7 +120,7 @@ def tune(
         session = stack.enter_context(open_session(root, asked, resolved, resume=resume))
         # First, so that the children warm up while the rest is loaded and the first search runs.
         measurer = stack.enter_context(
-            Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check))
+            Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check), tracker)
         )
         database = stack.enter_context(open_database(db)) if db else None
         prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -14,6 +14,9 @@ from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out,
 from lorien.errors import BadInput, LorienError
 from lorien.files import atomic_file
 from lorien.records import Workload
+
+if TYPE_CHECKING:
+    from lorien.dialects.remote import Tracker
 
 TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
 
@@ -151,28 +154,59 @@ def write_workloads(path: Path, workloads: list[Workload]) -> None:
         temporary.write_bytes(b"".join(orjson.dumps(workload.to_json()) + b"\n" for workload in workloads))
 
 
+RunnerOption = Annotated[
+    str | None, typer.Option("--runner", help="Measure on devices of an RPC tracker: rpc://TRACKER:PORT/KEY.")
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-network", help="The tracker and its devices may be other machines; anyone there can use them."
+    ),
+]
+
+
+def read_runner(runner: str | None, trust_network: bool) -> Tracker | None:
+    """The tracker that ``--runner`` names."""
+    from lorien.dialects.remote import Tracker
+
+    return Tracker.parse(runner, trusted=trust_network) if runner is not None else None
+
+
 @command
 def rank(
     workloads: Annotated[Path, typer.Argument(help="File of workloads, written by lorien extract.")],
     models: Annotated[str | None, typer.Option(help="Model store, written by lorien-train.")] = None,
     target: TargetOption = "native",
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates to keep, and to verify.")] = 8,
-    verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k on this machine.")] = False,
+    top_k: Annotated[
+        str, typer.Option(metavar="K", help="Candidates to verify; auto: as many as the model's confidence asks for.")
+    ] = "8",
+    verify: Annotated[bool, typer.Option("--verify", help="Build and run the top k.")] = False,
+    runner: RunnerOption = None,
+    trust_network: TrustOption = False,
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
-    search_s: Annotated[float, typer.Option(min=0.1, help="Seconds of search per workload.")] = 8.0,
+    search_s: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds of search per workload [default: 8].")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for a whole answer, verifying included: 10s, 2m.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Find a schedule for each workload: in the database, else ranked (and verified), else the default."""
-    from lorien.delivery import Delivery, open_deliverer
+    from lorien.delivery import SEARCH_S, Delivery, open_deliverer
     from lorien.dialects import resolve_target
 
+    if budget is not None and search_s is not None:
+        raise typer.BadParameter("the search gets what verifying leaves of --budget: give one of the two")
+    k, budget_s = parse_top_k(top_k), None if budget is None else parse_seconds(budget)
     asked = read_workloads(workloads)
     dialects = {workload.dialect for workload in asked}
     if len(dialects) > 1:
         raise BadInput(f"{workloads} mixes the dialects {', '.join(sorted(dialects))}. Fix: one file for each")
     (dialect,) = dialects
     resolved = resolve_target(target, dialect)
+    tracker = read_runner(runner, trust_network)
     answers: list[Delivery] = []
     with (
         open_deliverer(
@@ -180,10 +214,12 @@ def rank(
             dialect,
             database=db,
             models=models,
-            top_k=top_k,
+            top_k=k,
             verify=verify,
-            search_s=search_s,
+            search_s=SEARCH_S if search_s is None else search_s,
+            budget_s=budget_s,
             seed=seed,
+            tracker=tracker,
         ) as deliverer,
         progress("ranking") as update,
     ):
@@ -194,6 +230,24 @@ def rank(
         emit({"workloads": [answer_json(answer) for answer in answers]})
     else:
         print_answers(answers, resolved.key)
+
+
+def parse_top_k(text: str) -> int | None:
+    """A positive number, or None for ``auto``. Raises ``typer.BadParameter``."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 nor auto", param_hint="--top-k")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``10s``, ``1.5m`` or ``10``. Raises ``typer.BadParameter``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", text)
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise typer.BadParameter(f"{text!r} is no time: write 10s or 2m", param_hint="--budget")
+    return seconds
 
 
 def answer_json(answer: Any) -> dict[str, Any]:
@@ -208,6 +262,8 @@ def answer_json(answer: Any) -> dict[str, Any]:
         "default_latency_s": answer.default_latency_s,
         "seconds": answer.seconds,
         "note": answer.note,
+        "confident_k": answer.confident_k,
+        "expected_fraction": answer.expected_fraction,
         "schedule": answer.candidate.schedule,
         "top_k": [
             {

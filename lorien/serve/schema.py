@@ -145,6 +145,8 @@ class DeliveryValue(BaseModel):
     candidates: int
     note: str
     seconds: float
+    confident_k: int | None = None
+    expected_fraction: float | None = None
 
 
 class RecordValue(BaseModel):

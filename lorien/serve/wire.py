@@ -59,6 +59,8 @@ def delivery_to_json(delivery: Delivery) -> dict[str, Json]:
         "candidates": delivery.candidates,
         "note": delivery.note,
         "seconds": delivery.seconds,
+        "confident_k": delivery.confident_k,
+        "expected_fraction": delivery.expected_fraction,
     }
 
 
@@ -81,4 +83,6 @@ def delivery_from_json(value: Mapping[str, Json], workload: Workload, target: Ta
         candidates=value["candidates"],
         note=value["note"],
         seconds=value["seconds"],
+        confident_k=value.get("confident_k"),
+        expected_fraction=value.get("expected_fraction"),
     )

@@ -9,16 +9,18 @@ import resource
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
 from lorien.dialects import open_live_dialect
-from lorien.errors import BadInput
+from lorien.dialects.remote import DeviceLost, Tracker
+from lorien.errors import BadInput, LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lorien.dialects.base import LiveDialect
+    from lorien.dialects.remote import RemoteDialect
 
 _GRACE_S = 10.0
+DEVICE, LOST, NO_DEVICE = "device", "lost", "no device"
+"""Keys of messages that are no measurement: the device that was taken; it gave no session; there is none to be had."""
 _DETAIL_CHARS = 500
 FIRST_LOOK_S = 0.01
 """Length of a repeat when a candidate is run to see whether it is worth full ones."""
@@ -46,17 +51,21 @@ def main(fd: int) -> None:
     target = Target.parse(setup["target"])
     dialect = open_live_dialect(setup["dialect"])
     dialect.warm_up(target)
-    answer: Measurement | None = None
+    answer: Json = None
     while True:
         try:
-            wire.send_bytes(orjson.dumps(answer and answer.to_json()))
+            wire.send_bytes(orjson.dumps(answer))
             job = orjson.loads(wire.recv_bytes())
         except (EOFError, OSError):
             return
         # The parent kills what overruns. Should it be gone too, and the thread below kept from running by native code
         # that holds the interpreter, the kernel does it.
-        signal.setitimer(signal.ITIMER_REAL, job["timeout_s"] + _GRACE_S)
-        answer = _JOBS[job["do"]](dialect, target, job)
+        signal.setitimer(signal.ITIMER_REAL, job["wait_s"] + job["timeout_s"] + _GRACE_S)
+        if job["tracker"] is None:
+            result = _JOBS[job["do"]](dialect, target, job)
+            answer = result and result.to_json()
+        else:
+            answer = _remotely(dialect, target, job, wire)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -75,6 +84,24 @@ def _build(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measur
         return None if library.is_file() else Measurement(Outcome.BUILD_ERROR, detail="the build wrote no library")
 
     return _attempt(build, Outcome.BUILD_ERROR)
+
+
+def _remotely(dialect: LiveDialect, target: Target, job: dict[str, Json], wire: Connection) -> Json:
+    """Do a job on a device of a tracker. Which one is said before it begins: the parent may have to end this."""
+    farm = cast("RemoteDialect", dialect)  # the parent has looked
+    try:
+        device = farm.take(Tracker(**job["tracker"]), job["avoid"], job["banned"])
+        wire.send_bytes(orjson.dumps({DEVICE: device.address}))
+        started_s = time.monotonic()
+        with farm.at(device, job["session_s"]) as there:
+            result = _JOBS[job["do"]](there, target, job)
+    except DeviceLost as error:
+        return {LOST: str(error)}
+    except LorienError as error:
+        return {NO_DEVICE: str(error)}
+    if result is not None and not result.ok and time.monotonic() - started_s >= job["session_s"]:
+        result = Measurement(Outcome.RUN_TIMEOUT, detail=f"ended by the device after {job['session_s']:g} s")
+    return result and result.to_json()
 
 
 def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,18 +71,25 @@ def run_name(workloads: Sequence[Workload], targets: Sequence[Target]) -> str:
     return f"{readable}-{hashlib.sha256(identity).hexdigest()[:8]}"
 
 
-def run_folder(logs: str, run: str) -> Path:
-    """Where the sessions of a run are, for all of its workers: in the folder of the log store.
+@contextmanager
+def run_folder(logs: str, run: str) -> Iterator[Path]:
+    """Where the sessions of a run are while they grow: in the folder of the log store, for all of its workers.
+
+    For a log store in S3, a folder of this worker's own, removed at the end: what is in it is copied to S3.
 
     Raises
     ------
     BadInput
-        The log store is no folder.
+        The log store is neither.
     """
     scheme, found, path = logs.partition("://")
-    if found and scheme != "file":
-        raise BadInput(f"running sessions cannot grow in {logs}. Fix: --logs with a folder that all workers share")
-    return Path(path if found else logs) / "sessions" / run
+    if scheme == "s3":
+        with tempfile.TemporaryDirectory(prefix="lorien-sessions-") as own:
+            yield Path(own)
+    elif found and scheme != "file":
+        raise BadInput(f"sessions cannot be kept in {logs}. Fix: --logs with s3://... or a folder all workers share")
+    else:
+        yield Path(path if found else logs) / "sessions" / run
 
 
 def open_job_session(root: Path, job: Job, state: JobState) -> Session:

@@ -26,9 +26,12 @@ from types import TracebackType
 import orjson
 
 from lorien.dialects import open_live_dialect
+from lorien.dialects.remote import Tracker
 from lorien.errors import LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
+from lorien.tune._child import DEVICE, LOST, NO_DEVICE
+from lorien.tune.farm import Farm, Judge, OnceMore
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from lorien.tune._child import main; main(int(sys.argv[1]))"
 _START_TIMEOUT_S = 120.0
@@ -76,7 +79,9 @@ class MeasureConfig:
 
 
 class Measurer:
-    """Builds candidates in parallel, then runs them one at a time, in warm child processes. Safe across threads.
+    """Builds candidates in parallel, then runs them, in warm child processes. Safe across threads.
+
+    On this machine they run one at a time, on a farm as many as it has devices.
 
     The children start to warm up here, in the background. ``close`` ends them, and so does the end of this process,
     however it comes.
@@ -86,17 +91,25 @@ class Measurer:
     dialect : str
         Name of a live dialect.
     target : Target
-        This machine, or the device of it that is measured.
+        This machine, or the device of it that is measured; with a tracker, the devices of that.
     config : MeasureConfig
+    tracker : Tracker, optional
+        Where candidates run.
 
     Raises
     ------
     UnknownDialect, UnsupportedOperation
         There is no such dialect, or it cannot build and run.
+    DeviceUnavailable
+        The tracker has no such device.
     """
 
-    def __init__(self, dialect: str, target: Target, config: MeasureConfig | None = None) -> None:
+    def __init__(
+        self, dialect: str, target: Target, config: MeasureConfig | None = None, tracker: Tracker | None = None
+    ) -> None:
         open_live_dialect(dialect)
+        self._farm = Farm(tracker, dialect) if tracker is not None else None
+        runners = len(self._farm.devices) if self._farm is not None else 1
         self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
@@ -104,9 +117,9 @@ class Measurer:
         setup = {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
         self._children = [
             _Child(orjson.dumps(setup), Path(self._folder.name, f"child{index}.log"))
-            for index in range(self._config.builders + 1)
+            for index in range(runners + self._config.builders)
         ]
-        self._runner, *self._builders = self._children
+        self._runners, self._builders = self._children[:runners], self._children[runners:]
 
     def measure(
         self,
@@ -134,6 +147,8 @@ class Measurer:
         ------
         LorienError
             A child could not start, twice. What a candidate does never raises here.
+        DeviceUnavailable
+            No device of the farm answers any more.
         """
         if not candidates:
             return []
@@ -157,8 +172,8 @@ class Measurer:
         return self._each("build", self._builders, jobs)
 
     def run(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement]:
-        """Run libraries on inputs made for their workloads, one at a time; results in order."""
-        results = self._each("run", [self._runner], jobs)
+        """Run libraries on inputs made for their workloads; results in order."""
+        results = self._each("run", self._runners, jobs)
         return [result or Measurement(Outcome.UNKNOWN_ERROR) for result in results]
 
     def new_folder(self) -> Path:
@@ -210,7 +225,7 @@ class Measurer:
         }
         if self._config.check:
             default = {-1: {**common, "schedule": None, "library": str(folder / "default.so")}}
-            for do, child in (("build", self._builders[0]), ("expect", self._runner)):
+            for do, child in (("build", self._builders[0]), ("expect", self._runners[0])):
                 for _, failure in self._work(do, [child], default):
                     if failure is not None:
                         detail = f"nothing to check against: default schedule: {failure.outcome.value} {failure.detail}"
@@ -225,7 +240,7 @@ class Measurer:
                     del jobs[index]
         if beside is not None:
             beside.result()
-        for index, result in self._work("run", [self._runner], jobs):
+        for index, result in self._work("run", self._runners, jobs):
             done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
 
     def _work(
@@ -235,7 +250,7 @@ class Measurer:
         config = self._config
         timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
         waiting = deque(jobs.items())
-        suspects: set[int] = set()
+        judge: Judge = OnceMore() if do == "build" or self._farm is None else self._farm.judge()
         while True:
             for child in workers:
                 if waiting and child.idle and (child.exited or child.jobs >= config.jobs_per_child):
@@ -244,16 +259,15 @@ class Measurer:
                     child.start()
                 if waiting and child.idle:
                     index, job = waiting.popleft()
-                    child.give(index, {**job, "do": do, "timeout_s": timeout_s}, timeout_s)
+                    told = {**job, **judge.terms(index), "do": do, "session_s": timeout_s}
+                    child.give(index, told, timeout_s + judge.grace_s, judge.wait_s)
             busy = [child for child in self._children if not child.idle and not child.dead]
             if not busy:
                 return
             wait([child.wire for child in busy], max(0.0, min(child.deadline_s for child in busy) - time.monotonic()))
             for child in busy:
                 for index, result in child.answers():
-                    if child.died and index not in suspects:
-                        # Killed by another, or broken by the job before: not this one's fault. Once more.
-                        suspects.add(index)
+                    if judge.again(index, result, died=child.died, lost=child.lost, device=child.device):
                         waiting.appendleft((index, jobs[index]))
                     else:
                         yield index, result
@@ -298,24 +312,26 @@ class _Child:
                 start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
             )
         self.dead = self.died = False
+        self.device = self.lost = ""
         self.jobs = 0
         self._job: int | None = None
         self._said_before = 0
         self._overrun = Outcome.UNKNOWN_ERROR
         self._send(self._setup, _START_TIMEOUT_S)
 
-    def give(self, index: int, job: Json, timeout_s: float) -> None:
-        """Send a job to an idle child."""
+    def give(self, index: int, job: Json, timeout_s: float, wait_s: float) -> None:
+        """Send a job to an idle child. Its time begins with its device, for which it waits ``wait_s``."""
         self.jobs += 1
+        self.device = self.lost = ""
         self._job = index
         self._said_before = self._log.stat().st_size
         self._overrun = Outcome.BUILD_TIMEOUT if job["do"] == "build" else Outcome.RUN_TIMEOUT
-        self._send(orjson.dumps(job), timeout_s)
+        self._send(orjson.dumps({**job, "timeout_s": timeout_s, "wait_s": wait_s}), timeout_s, wait_s)
 
-    def _send(self, message: bytes, timeout_s: float) -> None:
+    def _send(self, message: bytes, timeout_s: float, wait_s: float = 0.0) -> None:
         self.idle = False
         self._timeout_s = timeout_s
-        self.deadline_s = time.monotonic() + timeout_s
+        self.deadline_s = time.monotonic() + (wait_s or timeout_s)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: found out by answers()
             self.wire.send_bytes(message)
 
@@ -333,7 +349,14 @@ class _Child:
             except (EOFError, OSError, ValueError):  # dead, or it writes rubbish
                 result = self._death()
             else:
+                if value and DEVICE in value:
+                    self.device = value[DEVICE]
+                    self.deadline_s = time.monotonic() + self._timeout_s
+                    return
                 self.idle = True
+                if value and (LOST in value or NO_DEVICE in value):
+                    self.lost = value.get(LOST, "")
+                    value = Measurement(Outcome.UNKNOWN_ERROR, detail=self.lost or value[NO_DEVICE]).to_json()
                 result = Measurement.from_json(value) if value is not None else None
                 if result is not None and result.outcome is Outcome.OUT_OF_MEMORY:
                     self.kill()  # what it could not free would count against the next

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from lorien.logs.ingest import publish
 from lorien.models import load_ranker
 from lorien.records import Measurement, TuningRecord
 from lorien.target import Target
+from lorien.tune.copies import JobCopies
 from lorien.tune.jobs import JobOptions, open_job_session, remove_job_sessions, run_folder
 from lorien.tune.loop import TuneConfig, tune
 from lorien.tune.measure import MeasureConfig, Measurer
@@ -111,12 +112,15 @@ class WorkerConfig:
     ----------
     run, db, logs, target : str
         Name of the run, URLs of the database and the log store, and the key of the target of the jobs it takes.
+    place : str
+        Where it runs, as its executor knows that place; else the name of the host. It is not passed on.
     """
 
     run: str
     db: str
     logs: str
     target: str
+    place: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -141,9 +145,10 @@ def run_worker(config: WorkerConfig) -> Iterator[JobState]:
             table=table,
             queue=queue,
             target=config.target,
-            name=f"{host}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            name=f"{config.place or host}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             device=f"{host}/{config.target}",
-            root=run_folder(config.logs, config.run),
+            root=stack.enter_context(run_folder(config.logs, config.run)),
+            copies=JobCopies(config.logs, config.run) if config.logs.startswith("s3://") else None,
             logs=open_logs(config.logs),
             database=database,
         )
@@ -170,6 +175,8 @@ class Worker:
         Where the log of each job goes.
     database : ScheduleDatabase
         Where the best schedules of each job go.
+    copies : JobCopies, optional
+        Where the sessions outlive this machine, when ``root`` is not shared.
     """
 
     table: JobTable
@@ -180,6 +187,7 @@ class Worker:
     root: Path
     logs: LogStore
     database: ScheduleDatabase
+    copies: JobCopies | None = None
     _measurer: Measurer | None = field(default=None, init=False)
     _failures: int = field(default=0, init=False)
 
@@ -236,21 +244,31 @@ class Worker:
             return
         if ran:
             lease.change(self.queue.finish)
-            remove_job_sessions(self.root, lease.state.number)
+            self._remove(lease.state.number)
             if self._failures:
                 self.table.forget_failures(self.device)
         else:
             detail = "no candidate could be measured; the log says how each failed"
             lease.change(lambda state: self.queue.fail(state, JobError.NOTHING_RAN, detail, again=False))
-            remove_job_sessions(self.root, lease.state.number)
+            self._remove(lease.state.number)
             self.table.count_failure(self.device)
+
+    def _remove(self, number: int) -> None:
+        """Remove what a job left whose log is in the store."""
+        remove_job_sessions(self.root, number)
+        if self.copies is not None:
+            self.copies.remove(number)
 
     def _tuned(self, lease: Lease, options: JobOptions) -> bool:
         """Tune and publish; whether anything ran."""
+        copies = self.copies
+        if copies is not None:
+            copies.fetch(self.root, lease.state)
         if not lease.state.sealed:
             job = self.table.job(lease.state.run, lease.state.number)
             with open_job_session(self.root, job, lease.state) as session:
-                self._tune(session, lease, options)
+                with copies.following(session.folder) if copies is not None else nullcontext():
+                    self._tune(session, lease, options)
                 folder, records = session.folder, session.records
             lease.change(lambda state: self.queue.seal(state, folder.name, records))
         with Session(self.root / lease.state.sealed) as session:

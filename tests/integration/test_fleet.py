@@ -22,8 +22,8 @@ from lorien.dialects.base import ReadReport
 from lorien.dialects.metaschedule.workload import workload_of
 from lorien.logs import open_logs
 
-SIZES = (16, 24, 32, 48)
-TRIALS = 8
+SIZES = (16, 32, 48)
+TRIALS = 6
 LORIEN = [sys.executable, "-c", "from lorien.cli import main; main()"]
 GIVE_UP_S = 120.0
 
@@ -138,7 +138,8 @@ def test_workers_and_the_driver_killed_on_this_machine(tmp_path, workloads):
     fleet.check(answer)
     assert max(state.tries for state in states) <= 3
     shown = json.loads(lorien("jobs", "r", "--db", fleet.db, "--json").stdout)
-    assert (shown["jobs"], shown["trials"], len(shown["listed"])) == ({"done": 4}, 32, 4)
+    assert (shown["jobs"], shown["trials"]) == (answer["jobs"], answer["trials"])
+    assert len(shown["listed"]) == len(SIZES)
     (run,) = json.loads(lorien("jobs", "runs", "--db", fleet.db, "--json").stdout)["runs"]
     assert run["run"] == "r"
 

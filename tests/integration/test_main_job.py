@@ -89,6 +89,28 @@ def test_an_unseen_workload_gets_a_verified_schedule_and_then_a_database_hit(job
     assert found["latency_s"] == answer["best_latency_s"]
 
 
+def test_as_many_are_verified_as_the_model_asks_for_and_the_budget_allows(job: Path) -> None:
+    rank = [
+        "rank",
+        job / "workloads.jsonl",
+        "--models",
+        job / "models",
+        "--top-k",
+        "auto",
+        "--budget",
+        "6s",
+        "--verify",
+    ]
+    (answer,) = result(*rank)["workloads"]
+    tried = len(answer["top_k"])
+    wanted = min(answer["confident_k"], answer["candidates"])
+    assert answer["confident_k"] >= 1
+    assert 0 < answer["expected_fraction"] <= 1
+    # All of those asked for, or as many as there was time for, and the note says so.
+    assert tried == wanted or f"the budget ended after {tried} of {wanted}" in answer["note"]
+    assert answer["best_latency_s"] < answer["default_latency_s"]
+
+
 def test_ranked_without_a_device(job: Path) -> None:
     (answer,) = result("rank", job / "workloads.jsonl", "--models", job / "models", "--search-s", "3")["workloads"]
     assert (answer["source"], answer["note"]) == ("ranked", "not verified")

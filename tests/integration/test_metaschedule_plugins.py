@@ -184,6 +184,7 @@ def test_stock_tuning_with_all_four(measurer, tmp_path):
         runner=lms.Runner(measurer),
         cost_model=model,
         database=database,
+        strategy=ms.search_strategy.EvolutionarySearch(population_size=16, init_min_unmeasured=4, genetic_num_iters=1),
         seed=1,
     )
     assert returned.same_as(database)

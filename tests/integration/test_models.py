@@ -30,11 +30,14 @@ from lorien.models.data import group_tables, read_features, read_rows
 from lorien.models.ensemble import fit_ensemble
 from lorien.models.evaluate import evaluate
 from lorien.models.lower import lower
+from lorien.models.metrics import Candidates, ranking_scores
+from lorien.models.predictor import Ranker
 from lorien.models.presets import Preset
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
 from lorien.models.train import train
+from lorien.models.transfer import best_share
 from lorien.target import Target
 
 FEATURES = FeatureSet("toy", 1, tuple(Column(f"c{i}", "1", f"column {i}") for i in range(8)))
@@ -187,9 +190,20 @@ def test_a_fold_is_scored_by_the_boosters_that_never_saw_it(tmp_path):
     matrix = rng.normal(size=(400, 6)).astype(np.float32)
     label = np.abs(matrix[:, 0]) + 0.3 * rng.random(400)
     fold = rng.integers(0, 3, 400)
-    few = {"GBM": {"num_boost_round": 60}, "XGB": {"n_estimators": 15}, "CAT": {"iterations": 40}}
+    workload = fold * 10 + rng.integers(0, 10, 400)
+    few = {
+        "GBM": {"num_boost_round": 60},
+        "XGB": {"n_estimators": 15},
+        "CAT": {"iterations": 40},
+        "GBM_RANK": {"objective": "lambdarank", "trees": 60, "num_leaves": 8, "min_data_in_leaf": 5},
+    }
     preset = Preset(folds=3, max_rows=1000, time_limit_s=60, hyperparameters={k: [v] for k, v in few.items()})
-    ensemble = fit_ensemble(matrix, label, np.ones(400), fold, preset=preset, time_limit_s=60, folder=tmp_path / "fit")
+    ensemble = fit_ensemble(
+        *(matrix, label / label.max(), workload, np.ones(400), fold),
+        preset=preset,
+        time_limit_s=60,
+        folder=tmp_path / "fit",
+    )
     assert len(ensemble.members) > 1
     expected = ensemble.predictor._trainer.get_model_oof(ensemble.predictor.model_best)
     unseen = np.empty(400)
@@ -197,6 +211,93 @@ def test_a_fold_is_scored_by_the_boosters_that_never_saw_it(tmp_path):
         unseen[fold == index] = TreeEnsemble(ensemble.lowered(index))(matrix[fold == index])
     np.testing.assert_allclose(unseen, expected, atol=1e-5)
     np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("GBM_RANK", {"objective": "rank_xendcg", "num_leaves": 8, "min_data_in_leaf": 5}),
+        ("XGB_RANK", {"objective": "rank:ndcg", "max_depth": 4}),
+        ("CAT_RANK", {"loss_function": "YetiRank", "depth": 4}),
+    ],
+)
+def test_models_of_ranking_rank_what_they_have_not_seen_and_lower_exactly(family, settings, tmp_path):
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(600, 6)).astype(np.float32)
+    # Values say nothing across workloads: only their order within each follows from the features.
+    workload = np.repeat(np.arange(30), 20)
+    value = 0.05 + 0.6 / (1 + np.exp(-matrix[:, 0])) + 0.3 * rng.random(30)[workload]
+    fold = workload % 3
+    preset = Preset(3, 1000, 60, {family: [{"trees": 30, **settings}]})
+    ensemble = fit_ensemble(
+        matrix, value, workload, np.ones(600), fold, preset=preset, time_limit_s=60, folder=tmp_path / "fit"
+    )
+    unseen = np.empty(600)
+    for index in range(3):
+        unseen[fold == index] = TreeEnsemble(ensemble.lowered(index))(matrix[fold == index])
+    np.testing.assert_allclose(
+        unseen, ensemble.predictor._trainer.get_model_oof(ensemble.predictor.model_best), atol=1e-5
+    )
+    np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-5)
+    # Not the rank correlation: training stops once the first ten are right, however the others lie (.89 for xendcg).
+    scores = ranking_scores(Candidates(workload, 1 / value, np.ones(30)), unseen)
+    assert scores["random_top1_mean"] < 0.7
+    assert scores["top1_mean"] > 0.95
+    assert scores["min_top10"] > 0.99
+    # On the scale of the values, so that members of an ensemble can be added.
+    assert unseen.mean() == pytest.approx(value.mean(), abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A store with a model of the sister target that never saw vgg."""
+    root = tmp_path_factory.mktemp("base")
+    tables = write_tables(root / "features", target=SISTER)
+    train(tables, root / "models", holdout_network="vgg", time_limit_s=60)
+    return root / "models"
+
+
+def test_a_target_with_few_logs_starts_from_its_sister(base, tmp_path):
+    tables = write_tables(tmp_path / "features", rows=4)
+    (own,) = train(tables, tmp_path / "own", holdout_network="vgg", time_limit_s=60).values()
+    (blended,) = train(tables, tmp_path / "blended", holdout_network="vgg", base=base, time_limit_s=60).values()
+    assert blended.holdout["base"] == SISTER.key
+    assert blended.holdout["base_share"] > 0
+    assert blended.holdout["spearman_mean"] > own.holdout["spearman_mean"]
+    # What the base saw counts as seen, and what is served is what was scored.
+    (found,) = evaluate(tables, tmp_path / "blended", holdout_network="vgg").values()
+    assert found["spearman_mean"] == pytest.approx(blended.holdout["spearman_mean"])
+    ranker = load_ranker(tmp_path / "blended", TARGET)
+    matrix = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    assert (ranker.guide(matrix) <= ranker.score(matrix) + 1e-9).all()
+    with pytest.raises(BadInput, match="itself a blend"):
+        train(tables, tmp_path / "models", base=tmp_path / "blended", time_limit_s=60)
+
+
+def test_a_base_that_knows_what_is_held_out_or_reads_other_features_is_refused(base, features, tmp_path):
+    with pytest.raises(BadInput, match="to be held out"):
+        train(features, tmp_path / "models", holdout_network="mobilenet", base=base, time_limit_s=60)
+    newer = write_tables(tmp_path / "newer", features=FeatureSet("toy", 2, FEATURES.columns))
+    with pytest.raises(BadInput, match="toy/1"):
+        train(newer, tmp_path / "models", base=base, time_limit_s=60)
+    with pytest.raises(BadInput, match="train without --base"):
+        train(features, tmp_path / "models", base=tmp_path / "nothing", time_limit_s=60)
+
+
+def test_a_base_that_ranks_the_other_way_round_gets_no_share(features):
+    (group,) = group_tables(features)
+    rows = read_rows(group)
+    value = rows.candidates(rows.all()).value()
+    assert best_share(value, -value, rows, value, rows.all()) == 0.0
+    # Three quarters of what is right outweigh a quarter of what is wrong: there is no need for more.
+    assert best_share(-value, value, rows, value, rows.all()) == 0.75
+
+
+def test_a_model_of_before_confidence_says_to_train_again(copy):
+    stored = open_models(copy).read("toy", TARGET.key)
+    older = dataclasses.replace(stored, model=dataclasses.replace(stored.model, confidence={}))
+    with pytest.raises(SchemaMismatch, match="lorien-train again"):
+        _ = Ranker(older, TARGET).confidence
 
 
 def test_training_is_reproducible_prints_nothing_and_leaves_nothing_behind(trained, features, tmp_path):

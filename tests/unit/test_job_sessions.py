@@ -77,9 +77,13 @@ def test_jobs_of_a_run_and_its_name():
     ]
     assert run_name(WORKLOADS, [TARGET]) == run_name([*reversed(WORKLOADS), WORKLOADS[0]], [TARGET])
     assert run_name(WORKLOADS[:2], [TARGET]) != run_name(WORKLOADS, [TARGET])
-    assert run_folder("file:///logs", "r") == Path("/logs/sessions/r")
-    with pytest.raises(BadInput, match="folder"):
-        run_folder("s3://bucket/logs", "r")
+    with run_folder("file:///logs", "r") as folder:
+        assert folder == Path("/logs/sessions/r")
+    with run_folder("s3://bucket/logs", "r") as own:
+        assert own.is_dir()
+    assert not own.exists()
+    with pytest.raises(BadInput, match="folder"), run_folder("http://host/logs", "r"):
+        pass
 
 
 class Clock:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from lorien.dialects.base import LogInfo, LogWriter, Model, ModelInput, ReadReport, ScoreFn
+from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, Model, ModelInput, ReadReport, ScoreFn
 from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
+from lorien.dialects.remote import Device, Tracker
 from lorien.records import Candidate, TuningRecord, Workload
 from lorien.target import Target
 
 
 class MetaScheduleDialect:
-    """MetaSchedule of TVM 0.27. Implements ``ModelDialect``; a log is a folder of ``JSONDatabase``."""
+    """MetaSchedule of TVM 0.27: a ``ModelDialect`` and a ``RemoteDialect``. A log is a folder of ``JSONDatabase``."""
 
     name = DIALECT
     shard_bytes = 64 << 10  # replaying traces takes 10 ms a record, and 64 KiB of gzip hold some 600 of them
@@ -97,6 +99,24 @@ class MetaScheduleDialect:
         from lorien.dialects.metaschedule.compile import outputs
 
         return outputs(workload, library, target)
+
+    def devices(self, tracker: Tracker) -> list[str]:
+        """See ``RemoteDialect``."""
+        from lorien.dialects.metaschedule.rpc import devices
+
+        return devices(tracker)
+
+    def take(self, tracker: Tracker, avoid: Collection[str], banned: Collection[str]) -> Device:
+        """See ``RemoteDialect``."""
+        from lorien.dialects.metaschedule.rpc import take
+
+        return take(tracker, avoid, banned)
+
+    def at(self, device: Device, timeout_s: float) -> AbstractContextManager[LiveDialect]:
+        """See ``RemoteDialect``."""
+        from lorien.dialects.metaschedule.rpc import at
+
+        return at(device, timeout_s)
 
     def log_writer(self, workloads: Sequence[Workload], target: Target) -> LogWriter:
         """See ``LiveDialect``."""

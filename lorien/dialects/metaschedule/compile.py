@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.metaschedule.cross import linker
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import module_of, require_tvm, schedule_of, tvm_target
 from lorien.errors import BadInput
@@ -29,8 +31,10 @@ _BOUND_THREADS = ("cuda", "metal", "nvptx", "opencl", "rocm", "vulkan", "webgpu"
 def warm_up(target: Target) -> None:
     """Import TVM and the target's intrinsics, and set the threads that kernels get: the target's cores, if they exist.
 
-    Call it first: TVM reads the number of threads once, and would take half of the CPUs it sees on x86.
+    Call it first: TVM reads the number of threads once, and would take half of the CPUs it sees on x86. Raises
+    ``BadInput`` when a tool that builds for the target is missing: before the first candidate fails for that.
     """
+    linker(target)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     os.environ["TVM_NUM_THREADS"] = str(min(target.num_cores or available, available))
     require_tvm()
@@ -59,7 +63,8 @@ def build(workload: Workload, candidate: Candidate, target: Target, out: Path) -
             module = schedule_of(workload, candidate).mod
         except (RuntimeError, ValueError, TypeError) as error:
             raise BadInput(f"the trace does not fit workload {workload.name!r}: {error}") from error
-    tvm.tirx.build(module, device).export_library(str(out))
+    cross = linker(target)
+    tvm.tirx.build(module, device).export_library(str(out), **({"cc": cross} if cross else {}))
 
 
 def default_schedule(module: tvm.IRModule, target: Target) -> tvm.IRModule:
@@ -81,12 +86,16 @@ def run(workload: Workload, library: Path, target: Target, *, repeat: int, min_r
         ``repeat`` mean latencies in seconds, each over as many runs as take about ``min_repeat_s``, after a few runs to
         warm up. Caches are warm, as they are between the operators of a network.
     """
-    executable, device, arguments = _load(workload, library, target)
+    return evaluate(_load(workload, library, target), repeat=repeat, min_repeat_s=min_repeat_s)
+
+
+def evaluate(loaded: Loaded, *, repeat: int, min_repeat_s: float) -> list[float]:
+    """``run`` with what is loaded, here or on a remote device."""
 
     def timed(extent_s: float, latency_s: float, repeat: int = 1) -> list[float]:
         number = max(1, round(extent_s / latency_s))
-        evaluator = executable.time_evaluator("main", device, number=number, repeat=repeat)
-        return [float(latency_s) for latency_s in evaluator(*arguments).results]
+        evaluator = loaded.library.time_evaluator("main", loaded.device, number=number, repeat=repeat)
+        return [float(latency_s) for latency_s in evaluator(*loaded.arguments).results]
 
     # TVM finds the number of runs by itself, from one run while the threads still wake up, and repeats what was too
     # short: half of the time went there.
@@ -97,20 +106,38 @@ def run(workload: Workload, library: Path, target: Target, *, repeat: int, min_r
 
 def outputs(workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
     """Every argument of the workload after one run on the same inputs, to compare one candidate with another."""
-    executable, device, arguments = _load(workload, library, target)
-    executable["main"](*arguments)
-    device.sync()
-    return [argument.numpy() for argument in arguments]
+    return results(_load(workload, library, target))
 
 
-def _load(workload: Workload, library: Path, target: Target) -> tuple[Any, Any, list[Any]]:
+def results(loaded: Loaded) -> list[npt.NDArray[Any]]:
+    """``outputs`` with what is loaded, here or on a remote device."""
+    loaded.library["main"](*loaded.arguments)
+    loaded.device.sync()
+    return [argument.numpy() for argument in loaded.arguments]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A library, the device it runs on, and tensors there to call its ``main`` with: TVM's objects, local or remote."""
+
+    library: Any
+    device: Any
+    arguments: list[Any]
+
+
+def _load(workload: Workload, library: Path, target: Target) -> Loaded:
     warm_up(target)
-    import ml_dtypes  # noqa: F401  # gives numpy the names of bfloat16 and the eight-bit floats
     import tvm
 
     device = tvm.runtime.device_from_target(tvm_target(target), 0)
-    arguments = [tvm.runtime.tensor(value, device) for value in _inputs(module_of(workload))]
-    return tvm.runtime.load_module(str(library)), device, arguments
+    return Loaded(tvm.runtime.load_module(str(library)), device, arguments(workload, device))
+
+
+def arguments(workload: Workload, device: Any) -> list[Any]:
+    """Tensors on the device for each parameter of the workload, the same in every call."""
+    import tvm
+
+    return [tvm.runtime.tensor(value, device) for value in _inputs(module_of(workload))]
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from lorien.tune.worker import WorkerConfig
 
 EXECUTORS = {
     "local": "lorien.tune.executors.local:LocalExecutor",
+    "batch": "lorien.tune.executors.batch:BatchExecutor",
     "ray": "lorien.tune.executors.ray:RayExecutor",
 }
 
