@@ -139,7 +139,7 @@ class Ranker:
 
         Raises ``SchemaMismatch`` when the model reads another feature set than the dialect is searched with.
         """
-        if self.model.features != open_extractor(self.model.dialect).features:
+        if self._extractor is not None and self.model.features != open_extractor(self.model.dialect).features:
             raise SchemaMismatch(
                 f"the model of {self.model.target} reads features {self.model.features.id}: it ranks candidates and "
                 "cannot guide a search. Fix: lorien featurize without --features into another folder, and train on that"
