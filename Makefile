@@ -28,8 +28,9 @@ help:
 demo: .venv/demo.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh datasets/demo.sh "$(OUT)"
 
+# Two files at a time: much of the time is waiting, for servers, leases and deadlines.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def test_logs_to_scores(log: Path, tmp_path: Path, stores: tuple[str, ...]) -> N
         (("ingest", "{tmp}/empty", "--dialect", "autotvm", "--logs", "{tmp}/l"), 1, "--dialect"),
         (("ingest", "{tmp}/binary.log", "--dialect", "autotvm", "--logs", "{tmp}/l"), 1, "--dialect"),
         (("ingest", "{log}", "--dialect", "metaschedule", "--logs", "{tmp}/l"), 1, "looks like autotvm"),
-        (("ingest", "{log}", "--dialect", "tvmm", "--logs", "{tmp}/l"), 1, "known: autotvm, metaschedule"),
+        (("ingest", "{log}", "--dialect", "tvmm", "--logs", "{tmp}/l"), 1, "known: auto_scheduler, autotvm"),
         (("ingest", "{log}", "--dialect", "autotvm", "--target", "gpu9", "--logs", "{tmp}/l"), 1, "unknown target"),
         (("ingest", "{log}", "--dialect", "autotvm"), 2, "--logs"),
         (("featurize", "{tmp}/empty", "-o", "{tmp}/f"), 1, "lorien ingest"),

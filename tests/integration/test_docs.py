@@ -18,7 +18,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("reference", "*.gz"))
     for path in [*ROOT.glob("*.md"), ROOT / "LICENSE"]:
         shutil.copy(path, tree)
-    for name in ("lorien", "featurize", "models", "benchmarks", "tests"):
+    for name in ("lorien", "featurize", "models", "benchmarks", "tests", "examples"):
         (tree / name).symlink_to(ROOT / name)  # what pages link to
     site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", tree / "docs", site]
