@@ -5,10 +5,13 @@
     python benchmarks/tune.py lorien  --work FOLDER [--trials 64] [--workloads 8] [--guided]
     python benchmarks/tune.py compare --work FOLDER [--trials 64] [--workloads 8]
     python benchmarks/tune.py resume  --work FOLDER
+    python benchmarks/tune.py beside  --work FOLDER
 
 Each is a part of its own, so that each is short; run them on an idle machine, one after the other. `prepare` takes four
 convolutions of squeezenet and four of resnet50 and, given the logs of other networks, trains the model of `--guided` on
 them without any workload of these two. `compare` builds and runs the best of each side again, in turns, in one process.
+`beside` runs the best of each workload alone, and while another process builds: what doing both at once would do to the
+latencies.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import statistics
+import tempfile
 import threading
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import orjson
@@ -249,7 +255,54 @@ def resume(arguments: argparse.Namespace) -> None:
         print(json.dumps({"records": session.records, "seconds": seconds}))
 
 
-PARTS = {"prepare": prepare, "stock": stock, "lorien": lorien, "compare": compare, "resume": resume}
+def beside(arguments: argparse.Namespace) -> None:
+    """Latencies while another process builds, on any core or pinned to the last, as multiples of those alone."""
+    from lorien.tune.measure import MeasureConfig, Measurer
+
+    (log, *_) = (Path(json.loads((path / "report.json").read_text())["log"]) for path in sides(arguments))
+    best = bests(log)
+    times: dict[str, list[float]] = {"alone, again": [], "beside a build": [], "beside a build pinned to a core": []}
+    spawn = multiprocessing.get_context("spawn")
+    with Measurer("metaschedule", native_target(), MeasureConfig(builders=1)) as measurer:
+        for workload in chosen_workloads(arguments):
+            candidate = best[workload.key]
+
+            def latency_s(workload: Workload = workload, candidate: Candidate = candidate) -> float:
+                return statistics.median(measurer.measure(workload, [candidate])[0].latencies_s)
+
+            alone_s = latency_s()
+            ratios = [latency_s() / alone_s]
+            for core in (None, max(os.sched_getaffinity(0))):
+                building = spawn.Event()
+                builder = spawn.Process(target=keep_building, args=(workload, candidate, core, building))
+                builder.start()
+                building.wait()
+                ratios.append(latency_s() / alone_s)
+                builder.kill()
+                builder.join()
+            for column, ratio in zip(times.values(), ratios, strict=True):
+                column.append(ratio)
+    columns = ["measured", "times alone, geometric mean", "least", "most"]
+    print(markdown(columns, [[name, *spread(ratios)] for name, ratios in times.items()]))
+
+
+def keep_building(workload: Workload, candidate: Candidate, core: int | None, building: Event) -> None:
+    """Build a candidate again and again, until killed."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    dialect = open_live_dialect("metaschedule")
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            dialect.build(workload, candidate, native_target(), Path(folder, "candidate.so"))
+            building.set()
+
+
+def spread(times: list[float]) -> tuple[float, float, float]:
+    """Geometric mean, least and most."""
+    return math.exp(statistics.fmean(map(math.log, times))), min(times), max(times)
+
+
+PARTS = {"prepare": prepare, "stock": stock, "lorien": lorien, "compare": compare, "resume": resume, "beside": beside}
 
 if __name__ == "__main__":
     main()
