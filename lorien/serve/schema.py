@@ -76,7 +76,7 @@ class DeliverRequest(_Request):
     workload: WorkloadValue
     target: TargetValue
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K, description="Candidates to keep, and to verify.")] = 8
-    verify: Annotated[bool, Field(description="Build and run the top k on the service's device.")] = False
+    verify: Annotated[bool, Field(strict=True, description="Build and run the top k on the service's device.")] = False
 
 
 class ModelValue(BaseModel):

@@ -22,6 +22,10 @@ from lorien.dialects.base import ReadReport
 from lorien.dialects.metaschedule.workload import workload_of
 from lorien.logs import open_logs
 
+pytestmark = pytest.mark.skipif(
+    "LORIEN_FLEET" not in os.environ, reason="minutes of runs with kills: set LORIEN_FLEET=1 to run them"
+)
+
 SIZES = (16, 32, 48)
 TRIALS = 6
 LORIEN = [sys.executable, "-c", "from lorien.cli import main; main()"]

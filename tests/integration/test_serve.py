@@ -511,7 +511,7 @@ def test_newer_models_come_in_under_load_and_broken_ones_stay_out(shop: Shop, tm
             for number in range(1, 4):
                 version = publish(number)
                 versions[version] = expected / 2**number
-                until(lambda version=version: answers[-1][0] == version)
+                until(lambda version=version: bool(answers) and answers[-1][0] == version)
             # Now one whose files are not what its description says.
             broken = publish(4)
             scorer = next(models.glob(f"*/*/{broken}/{SCORER_FILE}"))

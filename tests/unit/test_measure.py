@@ -36,7 +36,15 @@ def measurer():
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Measuring children of this process, and none of the servers of other tests."""
+    return [child for child in psutil.Process().children(recursive=True) if "lorien.tune._child" in command(child)]
+
+
+def command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended
+        return ""
 
 
 def outcomes(measurer, *schedules):
