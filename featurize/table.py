@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import queue
 import threading
 import time
@@ -32,6 +31,7 @@ from lorien.errors import BadInput, LorienError
 from lorien.featurize import open_extractor
 from lorien.featurize.schema import ROW_FIELDS, TableAbout
 from lorien.featurize.store import TableStore, about_of, open_tables
+from lorien.machine import available_cores
 from lorien.records import TuningRecord
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def featurize(
     stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
     # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(processes or len(os.sched_getaffinity(0)), len(stale)))
+    workers = max(1, min(processes or available_cores(), len(stale)))
     far = executor == "ray"
     pool = ray_pool(ray_address) if far else ProcessPool(max_workers=workers, context=context)
     for done in _run(stale, pool, 0 if far else 2 * workers, report, progress):

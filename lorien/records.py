@@ -160,12 +160,15 @@ class Measurement:
         The error text of a failure, shortened; empty when there is none.
     timestamp_s : float
         Unix time of the end of the measurement; 0 when the log does not say.
+    build_s : float
+        CPU seconds that its build took; 0 when the log does not say.
     """
 
     outcome: Outcome
     latencies_s: tuple[float, ...] = ()
     detail: str = ""
     timestamp_s: float = 0.0
+    build_s: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -186,6 +189,7 @@ class Measurement:
             "latencies_s": list(self.latencies_s),
             "detail": self.detail,
             "timestamp_s": self.timestamp_s,
+            "build_s": self.build_s,
         }
 
     @classmethod
@@ -196,6 +200,7 @@ class Measurement:
             latencies_s=tuple(value["latencies_s"]),
             detail=value.get("detail", ""),
             timestamp_s=value.get("timestamp_s", 0.0),
+            build_s=value.get("build_s", 0.0),
         )
 
 

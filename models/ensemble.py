@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 
 from lorien.errors import LorienError, MissingExtra
 from lorien.featurize.base import Features
+from lorien.machine import available_cores
 from lorien.models.grouped import encode, ranking_metric
 from lorien.models.lower import lower
 from lorien.models.metrics import FloatArray, IntArray
@@ -150,7 +150,7 @@ def fit_ensemble(
                 num_bag_sets=1,
                 num_stack_levels=0,
                 dynamic_stacking=False,
-                num_cpus=len(os.sched_getaffinity(0)) if len(features) >= PARALLEL_ROWS else 1,
+                num_cpus=available_cores() if len(features) >= PARALLEL_ROWS else 1,
                 num_gpus=0,
                 memory_limit=MEMORY_GB,
             )

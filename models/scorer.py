@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.errors import BadInput, MissingExtra, SchemaMismatch
+from lorien.machine import available_cores
 from lorien.models.calibration import Calibration
 from lorien.models.metrics import FloatArray
 
@@ -46,7 +46,7 @@ class TreeEnsemble:
         self._library = _lightgbm()
         self._text = text
         self._boosters: list[ctypes.c_void_p] = []
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = available_cores()
         trees, columns = ctypes.c_int(), ctypes.c_int()
         with self._booster() as booster:
             self._library.LGBM_BoosterGetCurrentIteration(booster, ctypes.byref(trees))

@@ -1,4 +1,4 @@
-"""Lines of a text log, plain or gzip, whole or cut short: what every reader of line-based logs shares."""
+"""Logs of a record a line, plain or gzip, whole or cut short: what every reader of them shares."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from lorien.errors import UnreadableLog
+import orjson
+
+from lorien.dialects.base import ReadReport
+from lorien.errors import BadInput, UnreadableLog
+from lorien.records import Json, TuningRecord
+from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +22,63 @@ GZIP_MAGIC = b"\x1f\x8b"
 SNIFF_LINES = 20
 CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 256 << 20
+
+
+def read_records(
+    path: Path, record: Callable[[bytes], TuningRecord], report: ReadReport, shard: tuple[int, int]
+) -> Iterator[TuningRecord]:
+    """Stream what ``record`` makes of each line of a file, those for which it raises ``BadInput`` skipped and counted.
+
+    A shard has every so many of the non-blank lines, readable or not: each line is one shard's business.
+    """
+    part, parts = shard
+    for index, (number, line) in enumerate(iter_lines(path)):
+        if index % parts != part:
+            continue
+        try:
+            found = record(line)
+        except BadInput as error:
+            report.bad(f"{path.name}:{number}", str(error))
+        else:
+            report.saw(found)
+            yield found
+
+
+class Targets:
+    """The targets of a log by what it says of them, which it repeats in every line."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str | bytes, Target] = {}
+
+    def __call__(self, said: Json) -> Target:
+        """The target. Raises ``BadInput`` when it is none."""
+        if not isinstance(said, (str, dict)):
+            raise BadInput(f"target {said!r:.80} is neither a text nor an object")
+        key = said if isinstance(said, str) else orjson.dumps(said)
+        if key not in self._seen:
+            self._seen[key] = Target.parse(said)
+        return self._seen[key]
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """The object that a line holds, None when it holds other JSON. Raises ``BadInput`` when it holds none."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        what = "binary data" if is_binary(line) else f"not JSON or cut short ({error})"
+        raise BadInput(what) from None
+    return value if isinstance(value, dict) else None
+
+
+def plain_or_gzip(folder: Path, name: str) -> Path | None:
+    """The file of that name, or with ``.gz``, that is there."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def refuse_binary(path: Path, what: str) -> None:
+    """Raise ``UnreadableLog`` when a file does not begin with text; ``what`` names the lines it should hold."""
+    if any(is_binary(line) for _, line in itertools.islice(iter_lines(path), 1)):
+        raise UnreadableLog(f"{path} is binary, not {what}")
 
 
 def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:

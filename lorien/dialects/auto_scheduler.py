@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from lorien.dialects._lines import find_logs, is_binary, iter_lines
+from lorien.dialects._lines import Targets, find_logs, iter_lines, json_object, read_records
 from lorien.dialects.autotvm import measurement_of
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
@@ -51,18 +51,7 @@ class AutoSchedulerDialect:
             raise UnreadableLog(
                 f"{log} holds no auto_scheduler record. Fix: name the dialect that wrote it, or give the log of Ansor"
             )
-        reader = _Reader(info, str(log))
-        mine, count = shard
-        for index, (number, line) in enumerate(iter_lines(log)):
-            if index % count != mine:
-                continue
-            try:
-                record = reader.record(line)
-            except BadInput as error:
-                report.bad(f"{log.name}:{number}", str(error))
-                continue
-            report.saw(record)
-            yield record
+        yield from read_records(log, _Reader(info, str(log)).record, report, shard)
 
 
 class _Reader:
@@ -72,7 +61,7 @@ class _Reader:
         self._info = info
         self._log = log
         self._workloads: dict[str, Workload] = {}
-        self._targets: dict[str, Target] = {}
+        self._targets = Targets()
 
     def record(self, line: bytes) -> TuningRecord:
         """The record of a line. Raises ``BadInput`` saying what is wrong with it."""
@@ -106,9 +95,7 @@ class _Reader:
     def _target(self, text: Json) -> Target:
         if not isinstance(text, str):
             raise BadInput(f"target {text!r:.80} is not a text")
-        if text not in self._targets:
-            self._targets[text] = Target.parse(text)
-        return self._targets[text]
+        return self._targets(text)
 
 
 def workload_of(key: str, info: LogInfo) -> Workload:
@@ -138,12 +125,8 @@ def _text(argument: Json) -> str:
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        what = "binary data" if is_binary(line) else f"not JSON or cut short ({error})"
-        raise BadInput(what) from None
-    if not isinstance(row, dict) or "i" not in row:
+    row = json_object(line)
+    if row is None or "i" not in row:
         raise BadInput("not an auto_scheduler record (no input)")
     return row
 

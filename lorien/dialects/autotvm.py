@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from lorien.dialects._lines import find_logs, is_binary, iter_lines
+from lorien.dialects._lines import Targets, find_logs, iter_lines, json_object, read_records
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
@@ -70,18 +70,7 @@ class AutoTvmDialect:
             raise UnreadableLog(
                 f"{log} holds no AutoTVM record. Fix: name the dialect that wrote it, or give the log of autotvm tuning"
             )
-        reader = _Reader(info, str(log))
-        mine, count = shard
-        for index, (number, line) in enumerate(iter_lines(log)):
-            if index % count != mine:
-                continue
-            try:
-                record = reader.record(line)
-            except BadInput as error:
-                report.bad(f"{log.name}:{number}", str(error))
-                continue
-            report.saw(record)
-            yield record
+        yield from read_records(log, _Reader(info, str(log)).record, report, shard)
 
 
 class _Reader:
@@ -91,7 +80,7 @@ class _Reader:
         self._info = info
         self._log = log
         self._workloads: dict[bytes, Workload] = {}
-        self._targets: dict[str, Target] = {}
+        self._targets = Targets()
 
     def record(self, line: bytes) -> TuningRecord:
         """The record of a line. Raises ``BadInput`` saying what is wrong with it."""
@@ -132,18 +121,12 @@ class _Reader:
     def _target(self, text: Json) -> Target:
         if not isinstance(text, str):
             raise BadInput(f"target {text!r} is not a string")
-        if text not in self._targets:
-            self._targets[text] = Target.parse(text)
-        return self._targets[text]
+        return self._targets(text)
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        what = "binary data" if is_binary(line) else f"not JSON or cut short ({error})"
-        raise BadInput(what) from None
-    if not isinstance(row, dict) or not ("input" in row or "i" in row):
+    row = json_object(line)
+    if row is None or not ("input" in row or "i" in row):
         raise BadInput("not an AutoTVM record (no input)")
     return row
 

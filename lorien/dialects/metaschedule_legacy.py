@@ -39,7 +39,7 @@ class MetaScheduleLegacyDialect:
         self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)
     ) -> Iterator[TuningRecord]:
         """See ``LogDialect``."""
-        return logs.read_records(log, info, report, shard, read_workload)
+        return logs.read_folder(log, info, report, shard, read_workload)
 
 
 def graph_of(definition: str) -> Json:

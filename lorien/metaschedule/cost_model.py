@@ -15,11 +15,11 @@ from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.workload import DIALECT, workload_of
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.featurize import open_extractor
+from lorien.machine import available_cores
 from lorien.metaschedule.convert import AnyTarget, as_measurement, as_target
 from lorien.models import load_ranker
 from lorien.models.online import OnlineModel
 from lorien.records import Workload
-from lorien.tune.measure import available_cores
 
 
 @derived_object

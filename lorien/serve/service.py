@@ -23,6 +23,7 @@ from lorien.delivery import Deliverer, Delivery
 from lorien.dialects import open_live_dialect
 from lorien.errors import BadInput, LorienError, NotAllowed, SchemaMismatch, UnsupportedOperation
 from lorien.featurize.base import Features
+from lorien.machine import available_cores
 from lorien.models import Ranker
 from lorien.models.metrics import FloatArray
 from lorien.records import Candidate, Json, TuningRecord, Workload
@@ -33,7 +34,6 @@ from lorien.serve.rankers import Rankers
 from lorien.serve.wire import FEATURES_DTYPE, record_to_json
 from lorien.serve.workers import Workers
 from lorien.target import Target
-from lorien.tune.measure import available_cores
 
 logger = logging.getLogger(__name__)
 

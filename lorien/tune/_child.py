@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 _GRACE_S = 10.0
 DEVICE, LOST, NO_DEVICE = "device", "lost", "no device"
 """Keys of messages that are no measurement: the device that was taken; it gave no session; there is none to be had."""
+SPENT_S, RESULT = "spent_s", "result"
+"""Keys of the message that ends a job done on this machine: CPU seconds, and a measurement or null."""
 _DETAIL_CHARS = 500
-FIRST_LOOK_S = 0.01
-"""Length of a repeat when a candidate is run to see whether it is worth full ones."""
+LOOKS = ((1, 0.002, 4.0), (3, 0.01, 1.25))
+"""What a candidate goes through before full repeats: so many repeats of so many seconds, and how many times the best
+latency known it may take. A run alone says little: threads that wake up late have made one twice as long."""
 _TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}
 """Largest difference allowed, in parts of the largest value, by bytes of a float: schedules reorder sums."""
 
@@ -62,8 +65,9 @@ def main(fd: int) -> None:
         # that holds the interpreter, the kernel does it.
         signal.setitimer(signal.ITIMER_REAL, job["wait_s"] + job["timeout_s"] + _GRACE_S)
         if job["tracker"] is None:
+            started_s = time.process_time()
             result = _JOBS[job["do"]](dialect, target, job)
-            answer = result and result.to_json()
+            answer = {SPENT_S: time.process_time() - started_s, RESULT: result and result.to_json()}
         else:
             answer = _remotely(dialect, target, job, wire)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -106,18 +110,19 @@ def _remotely(dialect: LiveDialect, target: Target, job: dict[str, Json], wire: 
 
 def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
     workload, library = Workload.from_json(job["workload"]), Path(job["library"])
-    limit_s = job["limit_s"]
+    # JSON knows no infinity: null, too, when there is no best yet.
+    looks = LOOKS if job["best_s"] is not None else ()
 
     def run() -> Measurement:
         if job["expected"] is not None:
             wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
             if wrong:
                 return Measurement(Outcome.WRONG_RESULT, detail=wrong)
-        if limit_s is not None:
-            look = _timed(dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=FIRST_LOOK_S))
-            # The least of them: threads that wake up late have made the first of such short repeats twice as long.
-            if not look.ok or min(look.latencies_s) > limit_s:
-                return replace(look, detail=look.detail or f"stopped at the first look: slower than {limit_s:.3g} s")
+        for repeat, min_repeat_s, slack in looks:
+            look = _timed(dialect.run(workload, library, target, repeat=repeat, min_repeat_s=min_repeat_s))
+            if not look.ok or min(look.latencies_s) > slack * job["best_s"]:
+                stopped = f"stopped early: takes more than {slack:g} times the best, {job['best_s']:.3g} s"
+                return replace(look, detail=look.detail or stopped)
         return _timed(dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"]))
 
     return _attempt(run, Outcome.RUN_ERROR)

@@ -17,9 +17,6 @@ from lorien.tune.measure import Measurer
 from lorien.tune.scheduler import SCHEDULERS
 from lorien.tune.session import Session, Trials
 
-SLOW = 1.25
-"""A candidate that is so many times slower than its workload's best at a first look gets no full repeats."""
-
 Measured = Sequence[tuple[Candidate, Measurement]]
 Watch = Callable[[int, Measurement], None]
 """Told of each trial once it is acknowledged: number of the workload, and the measurement."""
@@ -147,7 +144,7 @@ def tune(
             own.workload,
             candidates,
             acknowledge,
-            limit_s=SLOW * own.best_s,
+            best_s=own.best_s,
             beside_builds=search_ahead if ahead else None,
         )
         report.trials += len(measurements)

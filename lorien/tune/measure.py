@@ -7,7 +7,6 @@ starting, importing or building while a candidate runs; and a child is not a cop
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -28,9 +27,10 @@ import orjson
 from lorien.dialects import open_live_dialect
 from lorien.dialects.remote import Tracker
 from lorien.errors import LorienError
+from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
-from lorien.tune._child import DEVICE, LOST, NO_DEVICE
+from lorien.tune._child import DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
 from lorien.tune.farm import Farm, Judge, OnceMore
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from lorien.tune._child import main; main(int(sys.argv[1]))"
@@ -39,11 +39,6 @@ _EXIT_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 500
 
 Progress = Callable[[int, Measurement], None]
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class MeasureConfig:
     build_timeout_s: float = 30.0
     run_timeout_s: float = 30.0
     repeat: int = 3
-    min_repeat_s: float = 0.06
+    min_repeat_s: float = 0.03
     memory_bytes: int = 4 << 30
     jobs_per_child: int = 500
     check: bool = False
@@ -127,7 +122,7 @@ class Measurer:
         candidates: Sequence[Candidate],
         progress: Progress | None = None,
         *,
-        limit_s: float = math.inf,
+        best_s: float | None = None,
         beside_builds: Callable[[], None] | None = None,
     ) -> list[Measurement]:
         """Build all candidates, then run those that built; results in the order given.
@@ -138,8 +133,9 @@ class Measurer:
         candidates : sequence of Candidate
         progress : callable, optional
             Called in this thread with the index and the measurement of each candidate as it is done.
-        limit_s : float
-            A candidate slower than this in short repeats gets no full ones, and its ``detail`` says so.
+        best_s : float, optional
+            Best latency of the workload so far, infinity when there is none. A candidate that is clearly slower than
+            this, or than another of this call, gets no full repeats, and its ``detail`` says so. None runs all in full.
         beside_builds : callable, optional
             Called in another thread while candidates are built; none runs before it has returned.
 
@@ -153,15 +149,16 @@ class Measurer:
         if not candidates:
             return []
         results: dict[int, Measurement] = {}
+        build_s: dict[int, float] = {}
 
         def done(index: int, measurement: Measurement) -> None:
-            results[index] = replace(measurement, timestamp_s=time.time())
+            results[index] = replace(measurement, timestamp_s=time.time(), build_s=build_s.get(index, 0.0))
             if progress is not None:
                 progress(index, results[index])
 
         with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             try:
-                self._measure(workload, candidates, Path(folder), done, limit_s, beside_builds)
+                self._measure(workload, candidates, Path(folder), done, build_s, best_s, beside_builds)
             except BaseException:  # also an interrupt: what the children were doing is of no use any more
                 self._kill()
                 raise
@@ -187,7 +184,7 @@ class Measurer:
             "schedule": None,
             "repeat": self._config.repeat,
             "min_repeat_s": self._config.min_repeat_s,
-            "limit_s": None,
+            "best_s": None,
             "expected": None,
         }
         given = {
@@ -196,7 +193,7 @@ class Measurer:
         }
         with self._lock:
             try:
-                results = dict(self._work(do, workers, given))
+                results = {index: result for index, result, _ in self._work(do, workers, given)}
             except BaseException:
                 self._kill()
                 raise
@@ -208,14 +205,15 @@ class Measurer:
         candidates: Sequence[Candidate],
         folder: Path,
         done: Progress,
-        limit_s: float,
+        build_s: dict[int, float],
+        best_s: float | None,
         beside_builds: Callable[[], None] | None,
     ) -> None:
         common = {
             "workload": workload.to_json(),
             "repeat": self._config.repeat,
             "min_repeat_s": self._config.min_repeat_s,
-            "limit_s": limit_s if limit_s < math.inf else None,
+            "best_s": None,
             "expected": str(folder / "expected.npz") if self._config.check else None,
         }
         # The folder is new in every call: the loader takes a path it has seen for the library it has loaded.
@@ -226,7 +224,7 @@ class Measurer:
         if self._config.check:
             default = {-1: {**common, "schedule": None, "library": str(folder / "default.so")}}
             for do, child in (("build", self._builders[0]), ("expect", self._runners[0])):
-                for _, failure in self._work(do, [child], default):
+                for _, failure, _ in self._work(do, [child], default):
                     if failure is not None:
                         detail = f"nothing to check against: default schedule: {failure.outcome.value} {failure.detail}"
                         for index in jobs:
@@ -234,19 +232,27 @@ class Measurer:
                         return
         with ThreadPoolExecutor(1, "beside-builds") as thread:
             beside = thread.submit(beside_builds) if beside_builds is not None else None
-            for index, failure in self._work("build", self._builders, jobs):
+            for index, failure, build_s[index] in self._work("build", self._builders, jobs):
                 if failure is not None:
                     done(index, failure)
                     del jobs[index]
         if beside is not None:
             beside.result()
-        for index, result in self._work("run", self._runners, jobs):
+        contest = {index: {**job, "best_s": best_s} for index, job in jobs.items()}
+        for index, result, _ in self._work("run", self._runners, contest):
             done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
+            if best_s is not None and result is not None and result.latency_s is not None:
+                best_s = min(best_s, result.latency_s)
+                for job in contest.values():  # those that wait for their turn
+                    job["best_s"] = best_s
 
     def _work(
         self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
-    ) -> Iterator[tuple[int, Measurement | None]]:
-        """Give the jobs to the workers; ends when all are done and every child, worker or not, is at rest."""
+    ) -> Iterator[tuple[int, Measurement | None, float]]:
+        """Give the jobs to the workers; ends when all are done and every child, worker or not, is at rest.
+
+        Each comes with its CPU seconds; those of one that was killed or lost are how long it was waited for.
+        """
         config = self._config
         timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
         waiting = deque(jobs.items())
@@ -270,7 +276,7 @@ class Measurer:
                     if judge.again(index, result, died=child.died, lost=child.lost, device=child.device):
                         waiting.appendleft((index, jobs[index]))
                     else:
-                        yield index, result
+                        yield index, result, child.spent_s
 
     def _kill(self) -> None:
         for child in self._children:
@@ -314,6 +320,7 @@ class _Child:
         self.dead = self.died = False
         self.device = self.lost = ""
         self.jobs = 0
+        self.spent_s = 0.0
         self._job: int | None = None
         self._said_before = 0
         self._overrun = Outcome.UNKNOWN_ERROR
@@ -331,6 +338,7 @@ class _Child:
     def _send(self, message: bytes, timeout_s: float, wait_s: float = 0.0) -> None:
         self.idle = False
         self._timeout_s = timeout_s
+        self._sent_s = time.monotonic()
         self.deadline_s = time.monotonic() + (wait_s or timeout_s)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: found out by answers()
             self.wire.send_bytes(message)
@@ -343,6 +351,7 @@ class _Child:
     def answers(self) -> Iterator[tuple[int, Measurement | None]]:
         """The job that ended, if one did: its index, and a Measurement or None for a build that went well."""
         result: Measurement | None
+        self.spent_s = time.monotonic() - self._sent_s
         if self.wire.poll():
             try:
                 value = orjson.loads(self.wire.recv_bytes())
@@ -354,6 +363,8 @@ class _Child:
                     self.deadline_s = time.monotonic() + self._timeout_s
                     return
                 self.idle = True
+                if value and SPENT_S in value:
+                    self.spent_s, value = value[SPENT_S], value[RESULT]
                 if value and (LOST in value or NO_DEVICE in value):
                     self.lost = value.get(LOST, "")
                     value = Measurement(Outcome.UNKNOWN_ERROR, detail=self.lost or value[NO_DEVICE]).to_json()

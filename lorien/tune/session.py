@@ -166,11 +166,11 @@ class Session:
             It could not be written, for want of space or by a fault of the disk. What was acknowledged before is there.
         """
         try:
-            if measurement.detail or not measurement.ok:
-                # First, so that no record is without its details. Those of a record that then never comes count for
-                # nothing: the next of that number has the last word.
-                detail = {"record": self.records, **measurement.to_json()}
-                _append(self._detail_handle, orjson.dumps(detail) + b"\n")
+            # First, so that no record is without its details. Those of a record that then never comes count for
+            # nothing: the next of that number has the last word.
+            detail = {"record": self.records, **measurement.to_json()}
+            told = bool(measurement.detail or not measurement.ok)
+            _append(self._detail_handle, orjson.dumps(detail) + b"\n", sync=told)
             _append(self._record_handle, self._writer.record_line(index, candidate, measurement))
         except OSError as error:
             raise StoreUnavailable(
@@ -263,13 +263,14 @@ def _locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _append(handle: int, line: bytes) -> None:
-    """Write a line to the disk, or leave the file as it was."""
+def _append(handle: int, line: bytes, *, sync: bool = True) -> None:
+    """Write a line to the disk, or leave the file as it was. Without ``sync``, the disk has it some seconds later."""
     end = os.fstat(handle).st_size
     try:
         while line:
             line = line[os.write(handle, line) :]
-        os.fsync(handle)
+        if sync:
+            os.fsync(handle)
     except OSError:
         os.ftruncate(handle, end)
         raise

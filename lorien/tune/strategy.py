@@ -10,11 +10,11 @@ import numpy as np
 from lorien.dialects import open_live_dialect
 from lorien.errors import UnsupportedOperation
 from lorien.featurize import open_extractor
+from lorien.machine import available_cores
 from lorien.models.online import OnlineModel, PriorFn
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
 from lorien.tune.loop import Strategy
-from lorien.tune.measure import available_cores
 
 STRATEGIES = ("evolutionary", "replay", "ranked")
 _SPARE = 2

@@ -299,7 +299,8 @@ class Worker:
 
         measurer = self._measuring(dialect, session.target, options)
         prior = load_ranker(options.model, session.target, dialect).guide if options.model != "none" else None
-        search = open_strategy(options.strategy, dialect, session.target, prior, seed=options.seed)
+        # As in lorien.cli.tune: a session that is gone on with needs samples that it has not seen.
+        search = open_strategy(options.strategy, dialect, session.target, prior, seed=options.seed + session.records)
         config = TuneConfig(options.trials, None, options.batch, options.scheduler)
         tune(session, search, measurer, config, watch=watch)
 

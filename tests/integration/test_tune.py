@@ -75,7 +75,7 @@ def test_slow_candidates_are_stopped_and_the_log_says_so(tmp_path, measurer):
     with Session(tmp_path / "s") as session:
         measured = {candidate.schedule["run"]: measurement for candidate, measurement in session.trials[0].top()}
         assert measured[0.12].detail == ""
-        assert "stopped at the first look" in measured[0.3].detail
+        assert "stopped early" in measured[0.3].detail
 
 
 def test_resume_measures_nothing_twice_and_stops_at_the_number_asked_for(tmp_path, measurer):

@@ -85,6 +85,12 @@ def test_tune_then_resume_and_what_is_left_behind(workloads, tmp_path):
     assert sorted(path.name for path in (logs / "metaschedule" / target.key).iterdir()) == [Path(resumed["log"]).name]
 
 
+def test_random_search_goes_on_after_each_resume(workloads, tmp_path):
+    asked = ("tune", workloads, "--strategy", "replay", "--batch", 2, "--logs", tmp_path / "logs", "--json")
+    trials = [json.loads(lorien(*asked, "--trials", n, "--resume").stdout)["trials"] for n in (8, 12, 16)]
+    assert trials == [8, 12, 16]
+
+
 def test_an_interrupt_ends_it_with_the_log_whole_and_no_process_left(workloads, tmp_path):
     command = [sys.executable, "-c", "from lorien.cli import main; main()"]
     command += ["tune", str(workloads), "--logs", str(tmp_path), "--trials", "1000", "--batch", "4"]

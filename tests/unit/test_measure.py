@@ -1,5 +1,6 @@
 """Children that can be killed, with the candidates that make it necessary: ``stub_dialect/misbehaving.py``."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -108,12 +109,19 @@ def test_a_child_that_another_killed_is_not_held_against_the_candidate(measurer,
     assert outcomes(measurer, schedule, {}) == [Outcome.OK, Outcome.OK]
 
 
-def test_what_is_slower_than_the_limit_gets_no_full_repeats(measurer):
-    fine, slow = measurer.measure(WORKLOAD, [FINE, Candidate({"run": "slow"})], limit_s=1.0)
+@pytest.mark.parametrize("best_s", [0.06, math.inf])
+def test_what_is_slower_than_the_best_gets_no_full_repeats(measurer, best_s):
+    fine, slow = measurer.measure(WORKLOAD, [FINE, Candidate({"run": "slow"})], best_s=best_s)
     assert fine.latencies_s == (0.06, 0.06, 0.06)
     assert slow.ok
+    assert slow.latencies_s == (9.0,)
+    assert slow.detail == "stopped early: takes more than 4 times the best, 0.06 s"
+
+
+def test_without_a_contest_all_get_full_repeats(measurer):
+    (slow,) = measurer.measure(WORKLOAD, [Candidate({"run": "slow"})])
     assert slow.latencies_s == (9.0, 9.0, 9.0)
-    assert slow.detail == "stopped at the first look: slower than 1 s"
+    assert not slow.detail
 
 
 def test_progress_tells_of_each_candidate_once(measurer):

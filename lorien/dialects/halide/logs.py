@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from lorien.dialects._lines import head_lines, is_binary, iter_lines
+from lorien.dialects._lines import Targets, head_lines, iter_lines, plain_or_gzip, read_records, refuse_binary
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.halide.pipelines import DIALECT
 from lorien.errors import BadInput, UnreadableLog
@@ -29,14 +29,14 @@ def find(path: Path) -> Iterator[Path]:
     else:
         folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
     for folder in sorted(folders):
-        workloads, records = (_file(folder, name) for name in (WORKLOADS, RECORDS))
+        workloads, records = (plain_or_gzip(folder, name) for name in (WORKLOADS, RECORDS))
         if workloads and records and head_lines(workloads):
             yield folder
 
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [file for name in (WORKLOADS, RECORDS) if (file := _file(log, name)) is not None]
+    found = [file for name in (WORKLOADS, RECORDS) if (file := plain_or_gzip(log, name)) is not None]
     if len(found) < 2:
         raise UnreadableLog(f"{log} is no Halide log: it needs {WORKLOADS} and {RECORDS}, plain or .gz")
     return found
@@ -46,20 +46,9 @@ def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = 
     """Stream the records of a folder; see ``LogDialect.read``. The index that shards is that of the non-blank line."""
     workload_file, record_file = files(log)
     workloads = _workloads(workload_file, info)
-    targets: dict[bytes, Target] = {}
-    mine, count = shard
-    for index, (number, line) in enumerate(iter_lines(record_file)):
-        if index == 0 and is_binary(line):
-            raise UnreadableLog(f"{record_file} is binary, not JSON lines")
-        if index % count != mine:
-            continue
-        try:
-            record = _record(line, workloads, targets, info, log)
-        except BadInput as error:
-            report.bad(f"{record_file.name}:{number}", str(error))
-        else:
-            report.saw(record)
-            yield record
+    targets = Targets()
+    refuse_binary(record_file, "JSON lines")
+    yield from read_records(record_file, lambda line: _record(line, workloads, targets, info, log), report, shard)
 
 
 class Writer:
@@ -81,10 +70,6 @@ class Writer:
         return orjson.dumps([index, candidate.schedule, measurement.latencies_s, self._target]) + b"\n"
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
 def _workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
     found: list[Workload | BadInput] = []
     for _, line in iter_lines(path):
@@ -102,11 +87,10 @@ def _workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
 
 
 def _record(
-    line: bytes, workloads: list[Workload | BadInput], targets: dict[bytes, Target], info: LogInfo, log: Path
+    line: bytes, workloads: list[Workload | BadInput], targets: Targets, info: LogInfo, log: Path
 ) -> TuningRecord:
     try:
         index, schedule, latencies_s, target = orjson.loads(line)
-        place = orjson.dumps(target)
     except (ValueError, TypeError) as error:
         raise BadInput(f"not a record of a Halide log: {error}") from None
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
@@ -114,11 +98,9 @@ def _record(
     workload = workloads[index]
     if isinstance(workload, BadInput):
         raise BadInput(f"its workload {index} cannot be read: {workload}")
-    if place not in targets:
-        targets[place] = Target.parse(target)
     return TuningRecord(
         workload=workload,
-        target=info.target or targets[place],
+        target=info.target or targets(target),
         candidate=Candidate(schedule),
         measurement=_measurement(latencies_s),
         build=info.build,

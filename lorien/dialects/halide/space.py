@@ -7,7 +7,6 @@ parameters with the schedule's source, by which a replay is checked, and its fea
 from __future__ import annotations
 
 import base64
-import os
 import random
 import re
 import time
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from lorien.dialects.halide.pipelines import Pipeline, pipeline_of, require_halide
 from lorien.errors import BadInput
+from lorien.machine import physical_cores
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
@@ -126,11 +126,8 @@ def native_target() -> Target:
     """This machine: LLVM's name for the CPU as far as Halide tells it, and the physical cores this process may use."""
     load_autoscheduler()
     import halide as hl
-    import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-    return Target.parse({"kind": "llvm", "mcpu": cpu_of(hl.get_host_target()), "num-cores": cores})
+    return Target.parse({"kind": "llvm", "mcpu": cpu_of(hl.get_host_target()), "num-cores": physical_cores()})
 
 
 @lru_cache(maxsize=8)

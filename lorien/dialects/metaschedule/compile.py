@@ -15,6 +15,7 @@ from lorien.dialects.metaschedule.cross import linker
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import module_of, require_tvm, schedule_of, tvm_target
 from lorien.errors import BadInput
+from lorien.machine import available_cores
 from lorien.records import Candidate, Workload
 from lorien.target import Target
 
@@ -35,7 +36,7 @@ def warm_up(target: Target) -> None:
     ``BadInput`` when a tool that builds for the target is missing: before the first candidate fails for that.
     """
     linker(target)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    available = available_cores()
     os.environ["TVM_NUM_THREADS"] = str(min(target.num_cores or available, available))
     require_tvm()
     register_intrinsics(target)
@@ -100,7 +101,10 @@ def evaluate(loaded: Loaded, *, repeat: int, min_repeat_s: float) -> list[float]
     # TVM finds the number of runs by itself, from one run while the threads still wake up, and repeats what was too
     # short: half of the time went there.
     (latency_s,) = timed(0.0, 1.0)
-    (latency_s,) = timed(min(min_repeat_s, _PROBE_S), latency_s)
+    if latency_s < min(min_repeat_s, _PROBE_S):
+        (latency_s,) = timed(min(min_repeat_s, _PROBE_S), latency_s)
+    elif repeat == 1 and latency_s >= min_repeat_s:
+        return [latency_s]
     return timed(min_repeat_s, latency_s, repeat)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from lorien.dialects._lines import head_lines, is_binary, iter_lines
+from lorien.dialects._lines import Targets, head_lines, iter_lines, plain_or_gzip, read_records, refuse_binary
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
 from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
@@ -44,7 +44,7 @@ def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
     else:
         folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
     for folder in sorted(folders):
-        workloads, records = (_file(folder, name) for name in (WORKLOADS, RECORDS))
+        workloads, records = (plain_or_gzip(folder, name) for name in (WORKLOADS, RECORDS))
         lines = [line for line in head_lines(workloads) if line.lstrip().startswith(b'["')] if workloads else []
         if lines and records and any(map(_is_legacy, lines)) == legacy:
             yield folder
@@ -52,7 +52,7 @@ def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [_file(log, name) for name in (WORKLOADS, RECORDS)]
+    found = [plain_or_gzip(log, name) for name in (WORKLOADS, RECORDS)]
     present = [file for file in found if file is not None]
     if len(present) < len(found):
         raise UnreadableLog(f"{log} is no MetaSchedule log: it needs {WORKLOADS} and {RECORDS}, plain or .gz")
@@ -61,34 +61,18 @@ def files(log: Path) -> list[Path]:
 
 def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
     """Stream the records of a folder; see ``LogDialect.read``."""
-    return read_records(log, info, report, shard, _workload)
+    return read_folder(log, info, report, shard, _workload)
 
 
-def read_records(
+def read_folder(
     log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int], read_workload: ReadWorkload
 ) -> Iterator[TuningRecord]:
     """As ``read``, of workloads in whatever form ``read_workload`` knows."""
     workload_file, record_file = files(log)
     workloads = _read_workloads(workload_file, info, read_workload)
-    targets: dict[bytes, Target] = {}
-    part, parts = shard
-    # The index is that of the line, so that each line, readable or not, is one shard's business.
-    for index, (number, line) in enumerate(iter_lines(record_file)):
-        if index == 0 and is_binary(line):
-            raise UnreadableLog(f"{record_file} is binary, not JSON lines of MetaSchedule")
-        if index % parts != part:
-            continue
-        try:
-            record = _record(line, workloads, targets, info, log)
-        except BadInput as error:
-            report.bad(f"{record_file.name}:{number}", str(error))
-        else:
-            report.saw(record)
-            yield record
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    targets = Targets()
+    refuse_binary(record_file, "JSON lines of MetaSchedule")
+    yield from read_records(record_file, lambda line: _record(line, workloads, targets, info, log), report, shard)
 
 
 def _is_legacy(line: bytes) -> bool:
@@ -172,7 +156,7 @@ def _flop(structural_hash: str, definition: str) -> float | None:
 
 
 def _record(
-    line: bytes, workloads: list[Workload | BadInput], targets: dict[bytes, Target], info: LogInfo, log: Path
+    line: bytes, workloads: list[Workload | BadInput], targets: Targets, info: LogInfo, log: Path
 ) -> TuningRecord:
     """One line of the record file. Raises ``BadInput`` with the reason it cannot be read."""
     try:
@@ -211,10 +195,7 @@ def _measurement(run_secs: Json) -> Measurement:
     return Measurement(Outcome.OK, tuple(float(s) for s in run_secs))
 
 
-def _target(value: Json, seen: dict[bytes, Target]) -> Target:
+def _target(value: Json, targets: Targets) -> Target:
     if not isinstance(value, dict):
         raise BadInput("it names no target. Fix: --target")
-    text = orjson.dumps(value)
-    if text not in seen:
-        seen[text] = Target.parse(value)
-    return seen[text]
+    return targets(value)

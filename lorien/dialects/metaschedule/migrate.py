@@ -6,7 +6,6 @@ constructors of today. The old traces keep their meaning under the new names of 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, replay, require_tvm, workload_of
 from lorien.dialects.metaschedule_legacy import graph_of, read_workload, version_of
 from lorien.errors import BadInput
+from lorien.machine import available_cores
 from lorien.records import Json
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _replayed(lines: Iterator[bytes], definitions: Sequence[str], report: Migrat
 
     chunks = list(iter(lambda: list(islice(lines, CHUNK_RECORDS)), []))
     context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=len(os.sched_getaffinity(0)), context=context) as pool:
+    with ProcessPool(max_workers=available_cores(), context=context) as pool:
         futures = [pool.schedule(_try_all, args=(chunk, definitions)) for chunk in chunks]
         for future, chunk in zip(futures, chunks, strict=True):
             try:

@@ -72,9 +72,11 @@ def at(device: Device, timeout_s: float) -> Iterator[RemoteMetaSchedule]:
         session = rpc.connect(device.host, device.port, device.pass_key, timeout_s)
     except (RuntimeError, OSError) as error:
         raise DeviceLost(f"{device.address}: {str(error).strip().splitlines()[-1]}") from None
+    there = RemoteMetaSchedule(session)
     try:
-        yield RemoteMetaSchedule(session)
+        yield there
     finally:
+        there.unload()
         with suppress(RuntimeError, OSError):  # the device is gone, or it was the kernel that ended the session
             session.get_function("CloseRPCConnection")()
 
@@ -84,6 +86,7 @@ class RemoteMetaSchedule(MetaScheduleDialect):
 
     def __init__(self, session: RPCSession) -> None:
         self._session = session
+        self._loaded: dict[Path, Loaded] = {}
 
     def run(
         self, workload: Workload, library: Path, target: Target, *, repeat: int, min_repeat_s: float
@@ -95,7 +98,17 @@ class RemoteMetaSchedule(MetaScheduleDialect):
         """See ``LiveDialect``."""
         return results(self._load(workload, library, target))
 
+    def unload(self) -> None:
+        """Let go of what was loaded, while there is a session to say so to."""
+        self._loaded.clear()
+
     def _load(self, workload: Workload, library: Path, target: Target) -> Loaded:
+        # Once: the device would write a second upload over the library that it runs, and crash.
+        if library not in self._loaded:
+            self._loaded[library] = self._uploaded(workload, library, target)
+        return self._loaded[library]
+
+    def _uploaded(self, workload: Workload, library: Path, target: Target) -> Loaded:
         import tvm
 
         session = self._session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
+from lorien.machine import available_cores
 from lorien.records import Candidate, Workload
 from lorien.target import Target
 
@@ -77,8 +77,7 @@ def search(
     if score is None:
         return _random(_Space(workload, target, seed), count)
     budget_s = budget_s if budget_s is not None else float("inf")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, min(cores, POPULATION // (_SMALLEST * PROBE)))
+    cores = max(1, min(available_cores(), POPULATION // (_SMALLEST * PROBE)))
     lock = threading.Lock()
 
     def locked(rows: npt.NDArray[np.float32]) -> FloatArray:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from lorien.errors import BadInput, MissingExtra, VersionClash
+from lorien.machine import physical_cores
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
@@ -61,12 +61,9 @@ def tvm_target(target: Target) -> tvm.target.Target:
 def native_target() -> Target:
     """The CPU of this machine: LLVM's name for it and the physical cores this process may run on."""
     require_tvm()
-    import psutil
     from tvm.target.codegen import llvm_get_system_cpu
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    physical = psutil.cpu_count(logical=False) or allowed
-    return Target.parse({"kind": "llvm", "mcpu": str(llvm_get_system_cpu()), "num-cores": min(allowed, physical)})
+    return Target.parse({"kind": "llvm", "mcpu": str(llvm_get_system_cpu()), "num-cores": physical_cores()})
 
 
 def workload_of(mod: tvm.IRModule, name: str, *, weight: float = 1.0, networks: tuple[str, ...] = ()) -> Workload:

@@ -83,8 +83,9 @@ class BatchExecutor:
 
     def close(self) -> None:
         """See ``Executor.close``."""
-        for name in self._running:
-            self._terminate(name, _REASON)
+        for name, worker in self._running.items():
+            if not worker.terminated:  # Batch keeps the last reason, and that one says more
+                self._terminate(name, _REASON)
         self._running.clear()
         self._service.close()
 
