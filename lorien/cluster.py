@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired
@@ -16,6 +18,7 @@ from lorien.errors import BadInput, MissingExtra
 
 T = TypeVar("T")
 HERE = "127.0.0.1"
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     ----------
     address : str, optional
         Of a running cluster: ``host:port``, or ``auto`` on one of its nodes. Without, one is started on this machine,
-        which listens on the loopback device only and has no dashboard.
+        which listens on the loopback device only, asks for a token that its own processes have, and has no dashboard.
     resources : mapping of str to float, optional
         Custom resources of the cluster started here.
 
@@ -46,22 +49,43 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints news of lost nodes on standard output, which is a result's: no option of its own keeps it from that.
-    with redirect_stdout(sys.stderr):
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))
         try:
             if address is None:
                 own: dict[str, Any] = {"_node_ip_address": HERE, "include_dashboard": False}
+                stack.enter_context(_token())
                 ray.init("local", **own, resources=dict(resources or {}), **common)
             else:
+                if address != "auto":
+                    _dial(address)  # Ray itself tries for minutes
                 ray.init(address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise BadInput(
                 f"no Ray cluster at {address or HERE}: {error}. Fix: --ray-address HOST:PORT of one that runs the same "
-                "versions of Python and Ray, or without it to start one here"
+                "versions of Python and Ray, with RAY_AUTH_MODE and the token it wants, or without it to start one here"
             ) from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _dial(address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+
+
+@contextmanager
+def _token() -> Iterator[None]:
+    """Make Ray ask everybody for a token, unless the environment says otherwise; the processes it starts inherit it."""
+    own = {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    os.environ |= own
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
 
 
 class RayPool:
