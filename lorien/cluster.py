@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired
@@ -19,6 +19,7 @@ from lorien.errors import BadInput, MissingExtra
 T = TypeVar("T")
 HERE = "127.0.0.1"
 CONNECT_TIMEOUT_S = 5.0
+_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -40,6 +41,8 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     BadInput
         No cluster answers at the address, or it runs another Ray or Python.
     """
+    if address is None:
+        _guard()
     try:
         import ray
     except ImportError:
@@ -49,12 +52,10 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints news of lost nodes on standard output, which is a result's: no option of its own keeps it from that.
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))
+    with redirect_stdout(sys.stderr):
         try:
             if address is None:
                 own: dict[str, Any] = {"_node_ip_address": HERE, "include_dashboard": False}
-                stack.enter_context(_token())
                 ray.init("local", **own, resources=dict(resources or {}), **common)
             else:
                 if address != "auto":
@@ -76,16 +77,20 @@ def _dial(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
 
 
-@contextmanager
-def _token() -> Iterator[None]:
-    """Make Ray ask everybody for a token, unless the environment says otherwise; the processes it starts inherit it."""
-    own = {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
-    os.environ |= own
-    try:
-        yield
-    finally:
-        for name in own:
-            del os.environ[name]
+def _guard() -> None:
+    """Let Ray listen on the loopback device only, and ask for a token; the processes it starts inherit both.
+
+    It takes another address of this machine for 127.0.0.1 unless it is told what it does by itself on other systems.
+    """
+    if "ray" not in sys.modules:
+        os.environ[_ON_LOOPBACK] = "0"
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    elif os.environ.get(_ON_LOOPBACK) != "0":
+        raise BadInput(
+            "this process has imported Ray already, and a cluster of it would listen on all interfaces. "
+            f"Fix: set {_ON_LOOPBACK}=0 and RAY_AUTH_MODE=token before it does, or give the address of a cluster"
+        )
 
 
 class RayPool:
