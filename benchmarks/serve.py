@@ -193,8 +193,8 @@ def main() -> None:
         given = arguments.features, arguments.models
         features, models = given if all(given) else prepare(scratch)
         ((dialect, key),) = open_models(models).list()
-        path, _ = tables(Path(features), dialect=dialect, target=key)[0]
-        rows = np.concatenate([batch for _, batch in feature_batches(table_at(path))])[:ROWS]
+        paths = [path for path, _ in tables(Path(features), dialect=dialect, target=key)]
+        rows = np.concatenate([batch for path in paths for _, batch in feature_batches(table_at(path))])[:ROWS]
         target = Target.from_key(key)
         if both or arguments.latency:
             latency(models, target, rows, arguments.seconds)
