@@ -3,8 +3,7 @@
     python benchmarks/scorer.py [--models MODELS --features TABLES] [--others]
 
 Trains on the logs in datasets/ unless MODELS and the tables they are of are given. On one core; a search takes all.
-``--others`` adds ONNX Runtime, treelite (its interpreter), tl2cgen and lleaves, as far as they are installed. The last
-two compile the model: to C, with gcc, and by LLVM, which takes minutes.
+``--others`` adds ONNX Runtime and treelite's interpreter, as far as they are installed.
 """
 
 from __future__ import annotations
@@ -111,27 +110,6 @@ def treelite_interpreter(text: Path, columns: int) -> Score:
     return lambda rows: treelite.gtil.predict(model, rows, nthread=1).reshape(-1)
 
 
-def tl2cgen(text: Path, columns: int) -> Score:
-    """The trees as C, compiled by gcc."""
-    import tl2cgen
-    import treelite
-
-    library = text.with_name("trees.so")
-    model = treelite.frontend.load_lightgbm_model(text)
-    tl2cgen.export_lib(model, toolchain="gcc", libpath=library, params={"parallel_comp": 16})
-    predictor = tl2cgen.Predictor(library, nthread=1)
-    return lambda rows: predictor.predict(tl2cgen.DMatrix(rows)).reshape(-1)
-
-
-def lleaves(text: Path, columns: int) -> Score:
-    """The trees as LLVM code."""
-    import lleaves
-
-    model = lleaves.Model(model_file=text)
-    model.compile()
-    return lambda rows: model.predict(rows, n_jobs=1)
-
-
 def timed_ms(score: Score, rows: np.ndarray, repeat: int) -> list[float]:
     """Milliseconds of each of some calls, the fastest first, after one that is not counted."""
     took_ms = []
@@ -175,13 +153,11 @@ def speeds(models: str, target: Target, rows: np.ndarray, others: bool, scratch:
         for name, build in (
             ("ONNX Runtime", onnx_runtime),
             ("treelite's interpreter", treelite_interpreter),
-            ("tl2cgen", tl2cgen),
-            ("lleaves", lleaves),
         ):
             try:
                 add(name, lambda build=build: build(text, rows.shape[1]))
-            except Exception as error:  # told, and the next one's turn
-                print(f"{name}: {type(error).__name__} {str(error)[:200]}", flush=True)
+            except ImportError as error:
+                print(f"{name}: {error}", flush=True)
     print(f"\n{ranker._scorer.trees.trees} trees, {rows.shape[1]} columns, one core, {machine()}\n")
     columns = ["by", "ready after s", f"{FEW} rows p50 ms", "p99 ms", "rows/s", "differs by"]
     print(markdown(columns, table), flush=True)

@@ -104,6 +104,7 @@ def crowd(url: str, clients: int, seconds: float, every_s: float, target: Target
 def latency(models: str, target: Target, rows: np.ndarray, seconds: float) -> None:
     """The table of latencies."""
     ranker = load_ranker(models, target)
+    ranker.score(rows)  # a warm one
     table = [["in this process", "-", *row([timed(lambda: ranker.score(rows)) for _ in range(50)], None)]]
     with serving("--models", models) as (url, _):
         for clients, every_s in ((1, 0.0), (CLIENTS, 0.0), (CLIENTS, 1.0)):

@@ -31,7 +31,7 @@ class Forest:
 
     Parameters
     ----------
-    text : str
+    text : bytes
         LightGBM text model.
 
     Attributes
@@ -45,36 +45,37 @@ class Forest:
         It is no such model, or not of numerical splits and at most ``MAX_LEAVES`` leaves a tree.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: bytes) -> None:
         header, fields = _sections(text)
-        _check(header["num_class"] == header["num_tree_per_iteration"] == "1", "several sums")
-        _check("average_output" not in header, "a mean of trees")
-        _check(set(fields.get("is_linear", "0")) == {"0"}, "leaves that are not numbers")
-        self.columns = int(header["max_feature_idx"]) + 1
+        _check(header[b"num_class"] == header[b"num_tree_per_iteration"] == b"1", "several sums")
+        _check(b"average_output" not in header, "a mean of trees")
+        _check(set(fields.get(b"is_linear", ())) <= {b"0"}, "leaves that are not numbers")
+        self.columns = int(header[b"max_feature_idx"]) + 1
+        _check(1 <= self.columns <= _MAX_COLUMNS, "too many columns")
 
-        leaves = _integers(fields["num_leaves"])
+        leaves = _integers(fields[b"num_leaves"])
         inner = leaves - 1
         self.trees = len(leaves)
         _check(1 <= leaves.min() <= leaves.max() <= MAX_LEAVES, "trees too large")
         self._trees = np.empty(self.trees, _TREE)
         self._trees["node"], self._trees["nodes"] = np.cumsum(inner) - inner, inner
         self._trees["leaf"] = np.cumsum(leaves) - leaves
-        self._leaves = _floats(fields["leaf_value"])
+        self._leaves = _floats(fields[b"leaf_value"])
         _check(len(self._leaves) == leaves.sum(), "leaves without a value")
 
-        threshold = _floats(fields.get("threshold", ()))
-        names = ("split_feature", "decision_type", "left_child", "right_child")
+        threshold = _floats(fields.get(b"threshold", ()))
+        names = (b"split_feature", b"decision_type", b"left_child", b"right_child")
         feature, decision, left, right = (_integers(fields.get(name, ())) for name in names)
         _check({len(one) for one in (threshold, feature, decision, left, right)} == {inner.sum()}, "nodes cut short")
         missing = decision >> _MISSING_SHIFT
         _check(not (decision & _CATEGORICAL).any() and not (missing == _MISSING_ZERO).any(), "splits of another kind")
-        used, column = np.unique(feature, return_inverse=True)
-        _check(((used >= 0) & (used < self.columns)).all() and len(used) <= _MAX_COLUMNS, "columns that are not there")
-        # The kernel wants one column at least, which trees of one leaf each do not read.
-        self._used = used.astype(np.uint32) if len(used) else np.zeros(1, np.uint32)
+        _check(((feature >= 0) & (feature < self.columns)).all(), "columns that are not there")
+        is_used = np.bincount(feature, minlength=self.columns) > 0
+        is_used[0] |= not len(feature)  # the kernel wants one column at least, which trees of one leaf do not read
+        self._used = np.flatnonzero(is_used).astype(np.uint32)
         self._nodes = np.empty(len(feature), _NODE)
         self._nodes["threshold"] = _float32_below(threshold)
-        self._nodes["column"] = column
+        self._nodes["column"] = (np.cumsum(is_used) - 1)[feature]
         self._nodes["left"], self._nodes["right"] = _slots(inner, left, right)
         # A booster that never saw a NaN in a column takes it for zero.
         goes_left = np.where(missing == _MISSING_NAN, (decision & _DEFAULT_LEFT) > 0, threshold >= 0)
@@ -102,8 +103,8 @@ class Forest:
 def read_forest(text: bytes) -> Forest | None:
     """The trees of a LightGBM text model; None where they are not what the kernel scores, or there is no kernel."""
     try:
-        return Forest(text.decode()) if kernel.available() else None
-    except (KeyError, ValueError, OverflowError):  # orjson's and the decoder's errors are ValueErrors
+        return Forest(text) if kernel.available() else None
+    except (KeyError, ValueError, OverflowError):  # orjson's error is a ValueError
         return None
 
 
@@ -112,31 +113,32 @@ def _check(holds: bool | np.bool_, what: str) -> None:
         raise ValueError(what)
 
 
-def _sections(text: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _sections(text: bytes) -> tuple[dict[bytes, bytes], dict[bytes, list[bytes]]]:
     """Fields of the header; and each field of the trees, from all trees that have it, in their order."""
-    head, _, blocks = text.partition("\nend of trees")[0].partition("\nTree=")
-    header = dict(line.partition("=")[::2] for line in head.split("\n"))
-    fields: dict[str, list[str]] = {}
-    for line in blocks.split("\n"):
-        name, _, value = line.partition("=")
-        fields.setdefault(name, []).append(value)
+    trees, end = text.index(b"\nTree="), text.index(b"\nend of trees")
+    header = dict(line.partition(b"=")[::2] for line in text[:trees].split(b"\n"))
+    fields: dict[bytes, list[bytes]] = {}
+    # Copied but once: most of the time of reading goes into pages that the process did not have.
+    for line in text[trees:end].split(b"\n"):
+        name = line[: line.find(b"=")]
+        fields.setdefault(name, []).append(line[len(name) + 1 :])
     return header, fields
 
 
-def _floats(texts: Sequence[str]) -> FloatArray:
+def _floats(texts: Sequence[bytes]) -> FloatArray:
     try:
         return np.array(_items(texts), dtype=np.float64)
     except orjson.JSONDecodeError:  # there is an infinity among them
-        return np.array(" ".join(texts).split(), dtype=np.float64)
+        return np.array(b" ".join(texts).split(), dtype=np.float64)
 
 
-def _integers(texts: Sequence[str]) -> IntArray:
+def _integers(texts: Sequence[bytes]) -> IntArray:
     return np.array(_items(texts), dtype=np.int64)
 
 
-def _items(texts: Sequence[str]) -> list[float]:
+def _items(texts: Sequence[bytes]) -> list[float]:
     # As JSON: several times as fast as NumPy's reader of text, and as exact.
-    found: list[float] = orjson.loads("[" + " ".join(texts).replace(" ", ",") + "]")
+    found: list[float] = orjson.loads(b"[%b]" % b",".join(texts).replace(b" ", b","))
     return found
 
 

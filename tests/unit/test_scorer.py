@@ -46,7 +46,7 @@ def fitted(trees: int, rows: Rows, **options: Any) -> bytes:
 def test_the_kernel_says_what_lightgbm_says(leaves: int) -> None:
     rows = some_rows(2000)
     text = fitted(40, rows, num_leaves=leaves)
-    forest, theirs = Forest(text.decode()), LightGBMTrees(text)
+    forest, theirs = Forest(text), LightGBMTrees(text)
     assert (forest.trees, forest.columns) == (theirs.trees, theirs.columns) == (40, COLUMNS)
     asked = some_rows(1000, seed=1)
     asked[::7, 5] = np.nan
@@ -62,11 +62,11 @@ def test_the_kernel_says_what_lightgbm_says(leaves: int) -> None:
 
 def test_trees_without_a_split_add_their_value() -> None:
     text = fitted(3, np.zeros((50, COLUMNS), dtype=np.float32))
-    forest, theirs, asked = Forest(text.decode()), LightGBMTrees(text), some_rows(5)
+    forest, theirs, asked = Forest(text), LightGBMTrees(text), some_rows(5)
     assert forest.parts(asked, [forest.trees]).tolist() == theirs.parts(asked, [theirs.trees]).tolist()
 
 
-@pytest.mark.parametrize("evaluator", [lambda text: Forest(text.decode()), LightGBMTrees], ids=["kernel", "lightgbm"])
+@pytest.mark.parametrize("evaluator", [Forest, LightGBMTrees], ids=["kernel", "lightgbm"])
 def test_threads_do_not_get_each_other_s_trees(evaluator: Callable[[bytes], Any]) -> None:
     rows = some_rows(400)
     trees = evaluator(fitted(3 * PASS_TREES, rows, num_leaves=7))
