@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorien.cli.console import JsonFlag, command, emit, out, warn
-from lorien.errors import BadInput
+from lorien.errors import BadInput, MissingExtra
 
 if TYPE_CHECKING:
     from lorien.report.sources import Report
@@ -21,7 +21,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="FEATURES|MODELS|DB|LOGS|RUN...",
-            help="Feature tables, models, a schedule database, a log store, a tuning session; with --db, a run of jobs.",
+            help="Feature tables, models, a database, a log store, a tuning session; with --db, a run of jobs.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")],
@@ -37,7 +37,11 @@ def report(
     """Write one HTML page about data sets, models, schedules and tuning; it needs no network to be read."""
     from lorien.dialects import resolve_target
     from lorien.files import atomic_file
-    from lorien.report.page import page_of
+
+    try:
+        from lorien.report.page import page_of
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "report") from None
     from lorien.report.peak import MEASURE, read_peaks
     from lorien.report.sources import Report, gather, source_of, targets_of
 
@@ -46,7 +50,9 @@ def report(
     about.sources += sources
     gather(about, db=db, logs=logs)
     if not about.tally.workloads and not about.models and not about.runs:
-        raise BadInput(f"{', '.join(inputs)}: nothing in there to report on. Fix: give inputs that hold records or models")
+        raise BadInput(
+            f"{', '.join(inputs)}: nothing in there to report on. Fix: give inputs that hold records or models"
+        )
     if peak:
         native = resolve_target("native").key if MEASURE in peak else ""
         about.peaks = read_peaks(peak, native, targets_of(about))

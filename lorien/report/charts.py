@@ -28,18 +28,21 @@ SERIES = [f"var(--series{number})" for number in range(1, 7)]
 MAX_SERIES = len(SERIES)
 MAX_TRIALS = 1 << 20
 HEIGHT = 220
+_SI = {"format": "~s", "tickCount": 5}
 CONFIG: Spec = {
     "background": None,
-    "font": "inherit",
+    "font": "system-ui, sans-serif",
     "padding": 4,
     "view": {"stroke": None},
     "axis": {
-        "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)", "domainColor": "var(--line)",
-        "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
+        "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)",
+        "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
+        "titleFontWeight": "normal",
         "labelOverlap": True,
     },
     "legend": {
-        "labelColor": "var(--ink)", "labelFontSize": 12, "title": None, "orient": "top", "labelLimit": 260, "columns": 1,
+        "labelColor": "var(--ink)", "labelFontSize": 12, "title": None, "orient": "top", "labelLimit": 260,
+        "columns": 1,
     },
     "mark": {"color": "var(--series1)"},
     "bar": {"cornerRadiusEnd": 2},
@@ -64,9 +67,10 @@ def latencies(targets: Sequence[TargetTally]) -> Spec | None:
         "Records by latency",
         rows,
         {"type": "bar", "tooltip": True, "binSpacing": 1, "opacity": 0.6 if several else 1},
-        x=_quantitative("low", "latency in seconds", scale={"type": "log"}, axis={"format": "~s", "tickCount": 6}),
+        x=_quantitative("low", "latency in seconds", scale={"type": "log"}, axis=_SI),
         x2={"field": "high"},
         y=_quantitative("records", "records", stack=None),
+        y2={"datum": 0},
         **({"color": {"field": "target", "type": "nominal"}} if several else {}),
     )
 
@@ -79,7 +83,7 @@ def failures(workloads: Sequence[WorkloadTally]) -> Spec | None:
     return _spec(
         "Failed records by kind",
         rows,
-        {"type": "bar", "tooltip": True, "color": "var(--bad)"},
+        {"type": "bar", "tooltip": True, "color": "var(--bad)", "height": {"band": 0.6}},
         y={"field": "kind", "type": "nominal", "sort": "-x", "title": None},
         x=_quantitative("records", "records"),
     ) | {"height": max(60, 34 * len(rows))}
@@ -177,8 +181,10 @@ def steps() -> Spec:
         "Best latency against trials",
         [],
         {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5, "tooltip": True, "point": {"size": 45}},
-        x=_quantitative("trial", "trials", scale={"zero": True}),
-        y=_quantitative("latency", "best latency in seconds", scale={"type": "log"}, axis={"format": "~s", "tickCount": 5}),
+        x=_quantitative("trial", "trials", axis={"tickCount": 8, "format": "d"}),
+        y=_quantitative(
+            "latency", "best latency in seconds", scale={"type": "log"}, axis={"format": "~s", "tickCount": 5}
+        ),
     ) | {"height": 180}
 
 

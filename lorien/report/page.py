@@ -10,20 +10,20 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from lorien import __version__
-from lorien.errors import MissingExtra
 from lorien.records import Json
 from lorien.report import charts
 from lorien.report.rows import rows_of
 from lorien.report.sources import Report
 from lorien.report.tally import failures_by_kind
 
-try:
-    import vl_convert
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-except ModuleNotFoundError as error:
-    raise MissingExtra(str(error.name), "report") from None
+
+NONE = "\N{EN DASH}"
+"""Where there is no value."""
 
 
 def page_of(report: Report) -> str:
@@ -66,16 +66,20 @@ def page_of(report: Report) -> str:
 
 
 def render(template: str, *, scripts: list[str], **values: Any) -> str:
-    """A page of a template, with the style sheet, the plotting library and scripts in it, and none allowed but these."""
+    """A page of a template, with style sheet, plotting library and scripts in it; no script but these may run there."""
     code = [_vega(), *(_static(name) for name in scripts)]
     allowed = " ".join(f"'sha256-{_hash(text)}'" for text in code)
-    return _environment().get_template(template).render(
-        version=__version__,
-        vega=vl_convert.get_vega_version(),
-        style=Markup(_static("page.css")),  # noqa: S704 (a file of this package)
-        code=[Markup(text) for text in code],  # noqa: S704 (files of this package, and the library)
-        allowed=allowed,
-        **values,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            version=__version__,
+            vega=vl_convert.get_vega_version(),
+            style=Markup(_static("page.css")),  # noqa: S704 (a file of this package)
+            code=[Markup(text) for text in code],  # noqa: S704 (files of this package, and the library)
+            allowed=allowed,
+            **values,
+        )
     )
 
 
@@ -112,7 +116,7 @@ def _hash(text: str) -> str:
 def latency(seconds: float | None) -> str:
     """A latency for people; a dash where there is none."""
     if seconds is None or not math.isfinite(seconds):
-        return "–"
+        return NONE
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -133,4 +137,4 @@ def span(seconds: float) -> str:
 
 def percent(fraction: float | None) -> str:
     """A fraction in percent; a dash where there is none."""
-    return "–" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f} %"
+    return NONE if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f} %"

@@ -316,7 +316,7 @@ def _take_run(report: Report, told: Tally, name: str, db: str, logs: str | None)
         run = find_run(jobs, name)
         wanted: dict[tuple[str, str], int] = {}
         sealed: dict[tuple[str, str], int] = {}
-        troubled = []
+        troubled: list[JobState] = []
         for state in jobs.states(name):
             job = jobs.job(name, state.number)
             wanted |= {(state.target, workload.key): state.number for workload in job.workloads}

@@ -3,7 +3,7 @@
 (() => {
   const body = $("rows");
   if (!body) return;
-  const PAGE = 50;
+  const PAGE = 25;
   const columns = data.columns;
   const total = columns.name.length;
   const text = columns.name.map((name, row) =>
@@ -13,10 +13,13 @@
 
   const cells = {
     name: (row) => {
-      const open = element("button", { type: "button", class: "link" }, columns.name[row]);
+      // The operators open the schedule; the shapes, where names have them, stand below.
+      const [, operators, shapes] = columns.name[row].match(/^([^(]+)\((.*)\)$/s) || [null, columns.name[row], ""];
+      const open = element("button", { type: "button", class: "link", "aria-label": columns.name[row] }, operators);
       open.addEventListener("click", () => choose(row, true));
       const networks = columns.networks[row].map((network) => data.networks[network]).join(", ");
-      return element("td", { class: "name" }, open, element("small", {}, networks));
+      return element("td", { class: "name" }, open,
+        element("small", { class: "shapes" }, shapes.replace(/,(?=\S)/g, ", ")), element("small", {}, networks));
     },
     target: (row) => element("td", {}, data.targets[columns.target[row]]),
     calls: (row) => number(rate(columns.calls[row])),
