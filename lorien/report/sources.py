@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -20,7 +20,7 @@ from lorien.dialects.base import ReadReport
 from lorien.errors import BadInput, LorienError
 from lorien.featurize.store import open_tables
 from lorien.logs import open_logs
-from lorien.logs.base import SIDECAR, info_of, read_sidecar
+from lorien.logs.base import SESSIONS, SIDECAR, info_of, read_sidecar
 from lorien.models.store import Model, open_models
 from lorien.records import Json, Measurement, TuningRecord
 from lorien.report.judge import Judgement, judge
@@ -327,7 +327,7 @@ def _take_run(report: Report, told: Tally, name: str, db: str, logs: str | None)
             for workload in job.workloads:
                 key = (workload.dialect, state.target, workload.key)
                 own = WorkloadTally(*key, workload.name, workload.flop)
-                own.weights = {network: workload.weight for network in workload.networks} or {"": workload.weight}
+                own.weights = dict.fromkeys(workload.networks, workload.weight) or {"": workload.weight}
                 told.workloads.setdefault(key, own)
                 told.targets.setdefault(key[:2], TargetTally(*key[:2]))
                 for record in database.best(job.target, workload.key):
@@ -344,9 +344,11 @@ def _run_records(
 ) -> Iterator[TuningRecord]:
     """The trials of a run: of jobs that are done in the log store, of the others in their sessions."""
     store = open_logs(logs)
+    published = set()
     for log in store.list():
         # Folders of sessions are named alike in every run: the time and the workloads tell the runs apart.
         if (log.target.key, log.job or "") in sealed and (log.started_s or run.created_s) >= run.created_s:
+            published.add(sealed[log.target.key, log.job or ""])
             read = ReadReport()
             with store.local(log) as path:
                 for record in open_dialect(log.dialect).read(path, log.info, read):
@@ -357,10 +359,12 @@ def _run_records(
         report.problems.append(f"run {run.name}: jobs that are not done have their sessions with their workers")
         return
     newest: dict[str, Path] = {}
-    for folder in Path(logs.removeprefix("file://"), "sessions", run.name).glob("*.*"):
+    for folder in Path(logs.removeprefix("file://"), SESSIONS, run.name).glob("*.*"):
         number, _, token = folder.name.partition(".")
         before = newest.get(number)
-        if number.isdecimal() and token.isdecimal() and (folder / SIDECAR).is_file():
+        if not (number.isdecimal() and token.isdecimal()) or int(number) in published:
+            continue
+        if (folder / SIDECAR).is_file():
             newest[number] = folder if before is None else max(before, folder, key=_token)
     for folder in newest.values():
         # One that ends while it is read is in the log store by then; the next report has it.

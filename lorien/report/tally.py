@@ -1,4 +1,4 @@
-"""Counts of what was measured, workload by workload, in one pass: memory grows with the workloads, not with the records.
+"""Counts of what was measured, workload by workload, in one pass: memory grows with workloads, not with records.
 
 ``Tally.of_tables`` reads feature tables, ``Tally.take`` takes records of any source. What is asked of the counts
 afterwards (``failures_by_kind``, ``convergence``, ``quantile_s``) are functions that notebooks use as well.
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -274,7 +274,7 @@ def thinned(steps: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most ``MAX_STEPS`` steps: the first, the last, and between them those of the largest gains."""
     if len(steps) <= MAX_STEPS:
         return list(steps)
-    gains = [before / after for (_, before), (_, after) in zip(steps[:-1], steps[1:], strict=True)]
+    gains = [before / after for (_, before), (_, after) in pairwise(steps)]
     inner = sorted(range(1, len(steps) - 1), key=lambda place: gains[place - 1], reverse=True)[: MAX_STEPS - 2]
     return [steps[place] for place in sorted({0, *inner, len(steps) - 1})]
 

@@ -122,7 +122,7 @@ def test_counts_are_those_of_a_plain_computation(source, tables, records, monkey
 
 def test_what_tables_may_hold_besides_is_counted_and_harms_nobody(tmp_path):
     """Latencies that are none, errors of no known kind, no network, no weight, no operations."""
-    row = {name: None for name in reports.FEATURES.arrow_schema("toy", TARGET.key, {}).names}
+    row = dict.fromkeys(reports.FEATURES.arrow_schema("toy", TARGET.key, {}).names)
     row |= {"workload_key": "w", "workload": "<b>", "build": "b", "latency_s": 1.0}
     rows = [row, row | {"latency_s": -1.0}, row | {"latency_s": math.inf}, row | {"latency_s": None, "error": "<i>"}]
     schema = reports.FEATURES.arrow_schema("toy", TARGET.key, {"shard": "0/1"})
@@ -208,7 +208,12 @@ def test_a_record_is_counted_once_and_the_fastest_schedule_is_shown(tmp_path, ta
     rows = rows_of(report)
     row = rows.columns["key"].index(faster.workload.key)
     assert rows.columns["best"][row] == 1e-9
-    assert rows.schedules[str(row)] | {"log": None} == {"text": '[\n  "new"\n]', "best": 1e-9, "build": "tvm 9", "log": None}
+    assert rows.schedules[str(row)] | {"log": None} == {
+        "text": '[\n  "new"\n]',
+        "best": 1e-9,
+        "build": "tvm 9",
+        "log": None,
+    }
     costs = [
         calls * best_s for calls, best_s in zip(rows.columns["calls"], rows.columns["best"], strict=True) if best_s
     ]
@@ -265,7 +270,11 @@ def test_a_run_of_jobs_is_reported_with_what_is_published_and_what_is_at_work(tm
 
     report = gathered("nightly", db=url, logs=str(logs))
     (card,) = report.runs
-    assert {status.value: jobs for status, jobs in card.counts.by_status.items()} == {"done": 1, "failed": 1, "leased": 1}
+    assert {status.value: jobs for status, jobs in card.counts.by_status.items()} == {
+        "done": 1,
+        "failed": 1,
+        "leased": 1,
+    }
     assert [(job.number, job.detail) for job in card.troubled] == [(1, "<b>no</b>")]
     trials = {own.name: own.trials for own in report.tally.workloads.values()}
     assert trials == {"w0": 1, "w1": 2, "w2": 3}
