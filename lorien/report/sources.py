@@ -25,7 +25,7 @@ from lorien.models.store import Model, open_models
 from lorien.records import Json, Measurement, TuningRecord
 from lorien.report.judge import Judgement, judge
 from lorien.report.peak import Peak
-from lorien.report.tally import Key, Tally, TargetTally, WorkloadTally
+from lorien.report.tally import Key, Tally, TargetTally, WorkloadTally, shared_out
 from lorien.s3 import S3Folder
 from lorien.tune.session import DETAILS
 
@@ -167,7 +167,8 @@ def _unknown(text: str) -> BadInput:
 def gather(report: Report, *, db: str | None = None, logs: str | None = None) -> None:
     """Read all sources of a report into it.
 
-    Where tables and logs tell of the same workload, the one with more records is counted: no record counts twice.
+    Where several tell of the same workload, the one with more records is counted: no record counts twice. The
+    latencies of a target are those of the one with more records of it.
 
     Parameters
     ----------
@@ -327,7 +328,7 @@ def _take_run(report: Report, told: Tally, name: str, db: str, logs: str | None)
             for workload in job.workloads:
                 key = (workload.dialect, state.target, workload.key)
                 own = WorkloadTally(*key, workload.name, workload.flop)
-                own.weights = dict.fromkeys(workload.networks, workload.weight) or {"": workload.weight}
+                own.weights = shared_out(workload)
                 told.workloads.setdefault(key, own)
                 told.targets.setdefault(key[:2], TargetTally(*key[:2]))
                 for record in database.best(job.target, workload.key):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from lorien.errors import SchemaMismatch
 from lorien.featurize.table import tables
-from lorien.records import Json, TuningRecord
+from lorien.records import Json, TuningRecord, Workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -158,8 +158,8 @@ class Tally:
 
     @property
     def records(self) -> int:
-        """Of all targets."""
-        return sum(target.records for target in self.targets.values())
+        """Of all workloads."""
+        return sum(own.trials for own in self.workloads.values())
 
     @classmethod
     def of_tables(cls, folder: Path) -> Tally:
@@ -209,8 +209,7 @@ class Tally:
         known.flop = known.flop if known.flop is not None else workload.flop
         for record in records:
             known.builds.add(record.build)
-            for network in record.workload.networks or (record.network or "",):
-                known.weights[network] = record.workload.weight
+            known.weights |= shared_out(record.workload, record.network)
         if known.best_s < best_before_s:
             best = records[int(np.nanargmin(latency_s))]
             known.schedule, known.log = best.candidate.schedule, best.log
@@ -242,6 +241,12 @@ class Tally:
 
     def _workload(self, key: Key, name: str) -> WorkloadTally:
         return self.workloads.setdefault(key, WorkloadTally(*key, name))
+
+
+def shared_out(workload: Workload, network: str | None = None) -> dict[str, float]:
+    """Calls of a workload by network: its weight is of all of its networks together."""
+    names = workload.networks or (network or "",)
+    return dict.fromkeys(names, workload.weight / len(names))
 
 
 def failures_by_kind(workloads: Iterable[WorkloadTally]) -> Counter[str]:
