@@ -106,7 +106,7 @@ def tune_by_jobs(
                 interrupted = True
         try:
             remove_left_sessions(logs, name, lambda number: opened.state(name, number).published)
-        except StoreUnavailable as error:
+        except (BadInput, StoreUnavailable) as error:
             err.print(f"what is left of sessions stays: {error}", soft_wrap=True)
         counts = opened.counts(name, time.time())
     seconds = time.monotonic() - started_s
