@@ -297,13 +297,18 @@ def _details(path: Path) -> Iterator[tuple[float, Measurement | None]]:
 
 
 def _stored(url: str, report: Report) -> Iterator[TuningRecord]:
-    """The records of all logs of a store."""
+    """The records of all logs of a store; where it has none yet, of the logs and sessions that lie below the folder."""
     store = open_logs(url)
+    stored = False
     for log in store.list():
+        stored = True
         read = ReadReport()
         with store.local(log) as path:
             yield from (replace(record, log=log.id) for record in open_dialect(log.dialect).read(path, log.info, read))
         _skipped(report, log.id, read)
+    if not stored and not url.startswith("s3://"):
+        for sidecar in sorted(Path(url.removeprefix("file://")).rglob(SIDECAR)):
+            yield from _session(sidecar.parent, report)[1]
 
 
 def _skipped(report: Report, where: str, read: ReadReport) -> None:

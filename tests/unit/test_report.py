@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -220,6 +221,14 @@ def test_a_record_is_counted_once_and_the_fastest_schedule_is_shown(tmp_path, ta
     assert costs == sorted(costs, reverse=True)
     (card,) = report.sessions
     assert card.outcomes.total() == len(records["vgg19"])
+
+
+def test_logs_that_no_store_has_yet_are_reported_where_they_lie(tmp_path, records):
+    shutil.copytree(SAMPLE / "vgg19", tmp_path / "logs" / "vgg19")
+    shutil.copytree(SAMPLE / "bvlc_alexnet", tmp_path / "logs" / "more" / "alexnet")
+    report = gathered(str(tmp_path / "logs"))
+    assert report.sources[0].kind is Kind.LOGS
+    assert report.tally.records == len(records["vgg19"]) + len(records["bvlc_alexnet"])
 
 
 def test_a_session_is_reported_while_it_is_written(tmp_path, monkeypatch):
