@@ -391,3 +391,18 @@ def fastest_of(report: Report, key: Key) -> float:
     """Lowest latency known of a workload in seconds; infinite when nothing ran."""
     schedule = report.schedules.get(key)
     return min(report.tally.workloads[key].best_s, schedule.latency_s if schedule else math.inf)
+
+
+def low_peaks(report: Report) -> list[str]:
+    """What is to be said of peaks that a workload exceeds."""
+    fastest: dict[str, float] = {}
+    for key, own in report.tally.workloads.items():
+        if own.flop and own.target in report.peaks:
+            fastest[own.target] = max(fastest.get(own.target, 0.0), own.flop / fastest_of(report, key))
+    return [
+        f"{target}: a workload reaches {rate / 1e9:.0f} GFLOPS, the peak is said to be "
+        f"{report.peaks[target].flop_per_s / 1e9:.0f}: shares of it are too high. "
+        "Fix: --peak measure on an idle machine, or --peak TARGET=GFLOPS"
+        for target, rate in sorted(fastest.items())
+        if rate > report.peaks[target].flop_per_s
+    ]

@@ -24,9 +24,9 @@ from lorien.logs import open_logs
 from lorien.logs.base import info_of, read_sidecar
 from lorien.logs.ingest import publish
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
-from lorien.report.peak import measured_peak, read_peaks
+from lorien.report.peak import Peak, measured_peak, read_peaks
 from lorien.report.rows import rows_of
-from lorien.report.sources import Kind, Report, gather, source_of
+from lorien.report.sources import Kind, Report, gather, low_peaks, source_of
 from lorien.report.tally import MAX_STEPS, NO_LATENCY, Tally, convergence, failures_by_kind, thinned
 from lorien.report.trace import lines_of
 from lorien.target import Target
@@ -215,6 +215,11 @@ def test_a_record_is_counted_once_and_the_fastest_schedule_is_shown(tmp_path, ta
         "build": "tvm 9",
         "log": None,
     }
+    report.peaks = {TARGET.key: Peak(1e9, "given")}
+    (told,) = low_peaks(report)
+    assert "Fix: --peak" in told
+    report.peaks = {TARGET.key: Peak(1e20, "given")}
+    assert low_peaks(report) == []
     costs = [
         calls * best_s for calls, best_s in zip(rows.columns["calls"], rows.columns["best"], strict=True) if best_s
     ]
