@@ -36,6 +36,8 @@ def test_the_wheel_holds_every_module_under_its_installed_name(wheel: Path) -> N
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if name.endswith(".py")} == modules_in_the_tree()
     assert "lorien/py.typed" in names
+    pages = ROOT / "lorien/report/static"
+    assert {f"lorien/report/static/{path.name}" for path in pages.iterdir()} <= names
 
 
 def test_the_mapped_folders_are_flat() -> None:
