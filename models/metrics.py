@@ -124,6 +124,21 @@ def random_top(workload: IntArray, value: FloatArray, k: int) -> FloatArray:
     return np.bincount(group, weights=chance * value[order]).astype(np.float64)
 
 
+def top_curve(candidates: Candidates, score: FloatArray, depth: int) -> FloatArray:
+    """Top-k score of each workload for k from 1 to ``depth``: (workloads, depth), 0 where none of the first k ran.
+
+    ``score`` (rows,) and ties are taken as ``ranking_scores`` takes them. A workload with fewer candidates than k is
+    tried whole.
+    """
+    value, workload = candidates.value(), candidates.workload
+    ranked = np.lexsort((value, -np.nan_to_num(score, nan=-np.inf), workload))
+    place = place_in_group(workload[ranked])
+    first, place = ranked[place < depth], place[place < depth]
+    top = np.zeros((len(candidates.weight), depth))
+    top[workload[first], place] = value[first]
+    return np.maximum.accumulate(top, axis=1)
+
+
 def place_in_group(group: IntArray) -> IntArray:
     """Position of each row in its run of equal, adjacent group numbers, from 0."""
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.zeros(0, dtype=np.int64)

@@ -146,6 +146,14 @@ class Ranker:
             )
         return self._scorer.cautious(features, CAUTION)
 
+    def score_unseen(self, features: npt.NDArray[np.float32], fold: npt.NDArray[np.int64]) -> FloatArray:
+        """Score feature rows as ``score`` does, each by the part of the model that has not seen its workload.
+
+        ``fold`` (candidates,) is the fold of each row's workload in ``model.workload_folds``, -1 for one not trained
+        on. Raises ``BadInput`` on another number of columns.
+        """
+        return self._scorer.unseen(features, fold)
+
     @property
     def confidence(self) -> Confidence:
         """How many of the first ranked to try. Raises ``SchemaMismatch`` for a model that was trained without it."""

@@ -157,6 +157,15 @@ class Scorer:
         folds = parts[:-1]
         return self._fractions(parts.sum(axis=0) - caution * len(folds) * folds.std(axis=0), features)
 
+    def unseen(self, features: npt.NDArray[np.float32], fold: npt.NDArray[np.int64]) -> FloatArray:
+        """As calling it, each row by the trees fitted without its fold, those of a base aside; -1: by all of them."""
+        folds = len(self._fold_trees)
+        parts = self.trees.parts(features, [*self._fold_trees, self.trees.trees - sum(self._fold_trees)])
+        # A fold's trees are scaled to be a mean with the others': alone they count as often as there are folds.
+        alone = parts[:-1] * folds + parts[-1]
+        raw = np.where(fold < 0, parts.sum(axis=0), np.take_along_axis(alone, fold[None] % folds, axis=0)[0])
+        return self._fractions(raw, features)
+
     def _fractions(self, raw: FloatArray, features: npt.NDArray[np.float32]) -> FloatArray:
         scores = self._calibration(raw)
         scores[np.isnan(features).all(axis=1)] = 0.0
