@@ -52,7 +52,9 @@ def blocks(document: Path) -> Iterator[Block]:
         elif inside is not None:
             body.append(line)
         else:
-            assert not (line.startswith("    ") and not lines[number - 2].strip()), f"{where}: fence code, do not indent it"
+            assert not (line.startswith("    ") and not lines[number - 2].strip()), (
+                f"{where}: fence code, do not indent it"
+            )
 
 
 def commands(text: str) -> Iterator[str]:

@@ -1,15 +1,14 @@
 """The documentation builds without a warning, holds what follows from the code, and its blocks do what they say.
 
-README's commands are run from nothing but the logs that ship, cut short; every other page begins with what they leave, in
-a folder of its own. A block that cannot run here says so in a comment before it, ``<!-- not run: WHY -->``; its commands
-are read by their own parsers all the same. Budgets are cut to seconds by options added at the end (``SHORT``).
+README's commands are run from nothing but the logs that ship, cut short; every other page begins with what they leave,
+in a folder of its own. A block that cannot run here says so in a comment before it, ``<!-- not run: WHY -->``; its
+commands are read by their own parsers all the same. Budgets are cut to seconds by options added at the end (``SHORT``).
 """
 
 from __future__ import annotations
 
 import configparser
 import contextlib
-import gzip
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import doc_blocks
 import networks
 import numpy as np
 import pytest
+import sample
 from doc_blocks import DOCUMENTS, ROOT, Block
 from typer.testing import CliRunner
 
@@ -31,15 +31,12 @@ import lorien
 from lorien.cli.workloads import read_workloads
 
 BIN = Path(sys.executable).parent
-SAMPLE = Path("datasets/metaschedule/llvm_znver4_2")
 TUNED = {"bvlc_alexnet": 6, "resnet50": 6}
 """Networks that the logs of these tests are of, and how many workloads of each."""
-RECORDS = 16
-"""Records of each workload."""
 LANGUAGES = {"sh", "python", "yaml", "text", "nginx", "ini"}
 SHORT = {
     "lorien featurize": ["--processes", "1"],
-    "lorien-train": ["--time-limit", "2", "--reuse"],
+    "lorien-train": ["--time-limit", "10", "--reuse"],
     "lorien rank": ["--top-k", "2", "--search-s", "0.5"],
     "lorien build": ["--budget", "4"],
     "lorien tune": ["--trials", "4", "--batch", "2"],
@@ -138,7 +135,9 @@ class Reader:
         if name == "lorien serve":
             self._url = self._services.enter_context(served([program, *rest], self.folder))
             return
-        done = CliRunner().invoke(doc_blocks.PROGRAMS[program], [*rest, *SHORT.get(name, [])], prog_name=program, catch_exceptions=False)
+        done = CliRunner().invoke(
+            doc_blocks.PROGRAMS[program], [*rest, *SHORT.get(name, [])], prog_name=program, catch_exceptions=False
+        )
         assert done.exit_code == 0, f"{where}: {command}\n{done.output}"
 
     def run_python(self, block: Block) -> None:
@@ -170,29 +169,11 @@ def served(command: list[str], folder: Path) -> Iterator[str]:
             service.terminate()
 
 
-def logs_that_ship(folder: Path) -> None:
-    """What a checkout holds in datasets/, cut down to a few records."""
-    for network, workloads in TUNED.items():
-        given, cut = ROOT / SAMPLE / network, folder / SAMPLE / network
-        cut.mkdir(parents=True)
-        for name in ("lorien.json", "database_workload.json.gz"):
-            shutil.copy(given / name, cut)
-        kept: dict[int, list[str]] = {}
-        with gzip.open(given / "database_tuning_record.json.gz", "rt") as lines:
-            for line in lines:
-                own = kept.setdefault(json.loads(line)[0], [])
-                if len(own) < RECORDS:
-                    own.append(line)
-        first = list(kept.values())[:workloads]
-        with gzip.open(cut / "database_tuning_record.json.gz", "wt") as lines:
-            lines.writelines(line for own in first for line in own)
-
-
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of somebody who followed README."""
     folder = tmp_path_factory.mktemp("readme")
-    logs_that_ship(folder)
+    sample.cut_short(folder / "datasets" / "metaschedule", TUNED, records=16)
     networks.convolutions(folder / "model.onnx")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -25,6 +25,8 @@ LAYERS = (
     {"lorien.tune"},
     {"lorien.delivery", "lorien.doctor", "lorien.metaschedule"},
     {"lorien.network"},
+    {"lorien.report"},
+    {"lorien.analysis"},
     {"lorien.serve"},
     {"lorien.cli"},
     {"lorien.testing"},
@@ -62,6 +64,9 @@ ROOMS = {
     "prometheus_client": ("lorien.serve",),
     "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
+    "plotly": ("lorien.analysis",),
+    "matplotlib": ("lorien.analysis",),
+    "IPython": ("lorien.analysis",),
     "rich": ("lorien.cli",),
     "ray": ("lorien.cluster", "lorien.tune.executors.ray"),
 }

@@ -1,0 +1,41 @@
+"""Where a tuner's time went."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from lorien.models.data import Rows
+from lorien.models.metrics import FloatArray
+from lorien.report.tally import WorkloadTally
+
+_OPERATOR = re.compile(r"^(?:fused_)?(.*?)\d*(?:_|$)")
+
+
+def operator_of(name: str) -> str:
+    """The first operator of a workload's name: ``conv2d`` of ``fused_conv2d17_add9_relu9``."""
+    found = _OPERATOR.match(name)
+    return found[1] if found and found[1] else name
+
+
+def measuring_seconds(rows: Rows, repeats: int, min_repeat_s: float) -> FloatArray:
+    """Seconds that the device ran candidates of each workload: (len(rows.keys),), an estimate.
+
+    A log says how long a candidate takes, not how often it was run. A runner repeats it until ``min_repeat_s`` have
+    passed, ``repeats`` times. Building, and candidates that failed, are not counted.
+    """
+    ran = np.isfinite(rows.latency_s)
+    own = repeats * np.maximum(min_repeat_s, rows.latency_s[ran])
+    return np.bincount(rows.workload[ran], own, len(rows.keys)).astype(np.float64)
+
+
+def network_seconds(workloads: Iterable[WorkloadTally]) -> dict[str, dict[str, float]]:
+    """By network, seconds of one inference in the best schedules of each operator; what never ran is left out."""
+    seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for own in workloads:
+        for network, calls in own.weights.items() if own.steps else ():
+            seconds[network][operator_of(own.name)] += calls * own.best_s
+    return {network: dict(of) for network, of in seconds.items()}
