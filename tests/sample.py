@@ -12,7 +12,7 @@ SHIPPED = Path(__file__).parents[1] / "datasets" / "metaschedule" / "llvm_znver4
 
 
 def cut_short(folder: Path, networks: Mapping[str, int], records: int) -> None:
-    """Lay out ``folder`` as ``datasets/metaschedule`` is, with so many workloads of each network, so many records each."""
+    """Lay out a folder as ``datasets/metaschedule``: so many workloads of each network, so many records of each."""
     for network, workloads in networks.items():
         given, cut = SHIPPED / network, folder / SHIPPED.name / network
         cut.mkdir(parents=True)
