@@ -45,7 +45,8 @@ class Explanation:
 
     def importance(self) -> FloatArray:
         """Mean size of each column's share: (columns,), in fractions of the best."""
-        return np.abs(self.shares).mean(axis=0)
+        sizes: FloatArray = np.abs(self.shares).mean(axis=0)
+        return sizes
 
     def grouped(self) -> dict[str, float]:
         """Mean size of the summed share of columns that differ in a number only, the largest first."""

@@ -91,7 +91,7 @@ def points(
                 showlegend=bool(groups),
                 mode="markers",
                 marker={"color": COLOURS[index % len(COLOURS)], "size": 5, "opacity": 0.6},
-                text=[names[place] for place in own] if names else None,
+                text=[names[place] for place in own.tolist()] if names else None,
             )
         )
     if diagonal:
