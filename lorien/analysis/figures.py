@@ -166,7 +166,9 @@ def picture(figure: go.Figure) -> bytes:
     for trace in figure.data:
         bottom = _draw(axes, trace, bottom)
     axes.set(title=layout.title.text, xlabel=layout.xaxis.title.text, ylabel=layout.yaxis.title.text)
-    axes.set(xscale=layout.xaxis.type or "linear", yscale=layout.yaxis.type or "linear")
+    for axis, scale in ((axes.set_xscale, layout.xaxis.type), (axes.set_yscale, layout.yaxis.type)):
+        if scale:  # set to what it is, it would forget the names on it
+            axis(scale)
     if layout.yaxis.ticktext:
         axes.set_yticks(layout.yaxis.tickvals, layout.yaxis.ticktext)
     axes.grid(alpha=0.3)

@@ -12,13 +12,21 @@ from lorien.models.data import Rows
 from lorien.models.metrics import FloatArray
 from lorien.report.tally import WorkloadTally
 
-_OPERATOR = re.compile(r"^(?:fused_)?(.*?)\d*(?:_|$)")
+_EXTRACTED = re.compile(r"(?:fused_)?([a-z][a-z_]*?(?:\dd)?)\d*(?:_|$)")
+_BESIDE = re.compile(r"pad_temp|compute|T_\w+")
 
 
 def operator_of(name: str) -> str:
-    """The first operator of a workload's name: ``conv2d`` of ``fused_conv2d17_add9_relu9``."""
-    found = _OPERATOR.match(name)
-    return found[1] if found and found[1] else name
+    """What a workload mainly is, from its name.
+
+    ``conv2d`` of ``fused_conv2d17_add9_relu9``, ``conv2d_nchw`` of ``pad_temp+conv2d_nchw+T_add(1x3x8x8,...)``.
+    """
+    blocks, shaped, _ = name.partition("(")
+    if not shaped:
+        found = _EXTRACTED.match(name)
+        return found[1] if found else name
+    parts = blocks.split("+")
+    return next((part for part in parts if not _BESIDE.fullmatch(part)), parts[0])
 
 
 def measuring_seconds(rows: Rows, repeats: int, min_repeat_s: float) -> FloatArray:
