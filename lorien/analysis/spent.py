@@ -12,7 +12,7 @@ from lorien.models.data import Rows
 from lorien.models.metrics import FloatArray
 from lorien.report.tally import WorkloadTally
 
-_EXTRACTED = re.compile(r"(?:fused_)?([a-z][a-z_]*?(?:\dd)?)\d*(?:_|$)")
+_EXTRACTED = re.compile(r"(?:fused_)?([a-z]+(?:_[a-z]+)*?\dd|[a-z]+)\d*(?:_|$)")
 _BESIDE = re.compile(r"pad_temp|compute|T_\w+")
 
 

@@ -10,6 +10,7 @@ from lorien import __version__
 from lorien.cli import database, fleet, learn, stores, workloads
 from lorien.cli.build import build
 from lorien.cli.doctor import doctor
+from lorien.cli.report import report
 from lorien.cli.serve import serve
 from lorien.cli.tune import tune
 
@@ -43,6 +44,7 @@ for _function in (
     build,
     fleet.worker,
     doctor,
+    report,
     serve,
 ):
     app.command()(_function)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, out, table
-from lorien.errors import BadInput
+from lorien.errors import BadInput, MissingExtra
 
 if TYPE_CHECKING:
     from lorien.database.jobs import Counts
@@ -126,12 +126,20 @@ def show(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     db: DatabaseUrl,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing the counts until every job is over.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Show it as a page on 127.0.0.1, until interrupted.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any that is free.")] = 8643,
+    logs: Annotated[
+        str | None, typer.Option(help="Log store: the page shows the best latency of jobs at work.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the jobs of a run: how many in each state, and what went wrong."""
     from lorien.database.jobs import Status, open_jobs
     from lorien.database.queue import find_run
 
+    if serve:
+        _serve(run, db, logs, port, as_json)
+        return
     with open_jobs(db, create=False) as opened:
         find_run(opened, run)
         line = Line(every_s=0.0)
@@ -155,6 +163,22 @@ def show(
         for s in listed
     ]
     table(f"run {run}: {summary(counts)}", ["job", "workload", "state", "trials", "tries", "worker", "error"], rows)
+
+
+def _serve(run: str, db: str, logs: str | None, port: int, as_json: bool) -> None:
+    """The page of a run, until it is interrupted."""
+    try:
+        from lorien.report.live import serve_run
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "report") from None
+
+    def listening(url: str) -> None:
+        if as_json:
+            emit({"run": run, "url": url})
+        else:
+            err.print(f"{url}\n  is the page of run {run}, for who has this address. Ctrl-C ends it.", soft_wrap=True)
+
+    serve_run(db, run, logs, port, listening)
 
 
 @command

@@ -124,7 +124,7 @@ def tune(
         )
         database = stack.enter_context(open_database(db)) if db else None
         prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None
-        # A seed of its own each time: the samples of the sessions before would come again, and look like an exhausted space.
+        # A seed of its own each time: samples of the sessions before would come again, as if the space were exhausted.
         search = open_strategy(strategy, asked[0].dialect, resolved, prior, seed=seed + session.records)
         view = stack.enter_context(View(session, trials))
 

@@ -38,8 +38,8 @@ def measured_peak() -> Peak:
         np.matmul(left, right, out=out)
         best_s = min(best_s, time.perf_counter() - started_s)
     how = (
-        f"measured on the machine that made this page: the best single-precision {SIZE}x{SIZE} matrix product of NumPy's "
-        f"library on {available_cores()} cores; the hardware's own peak is a little higher"
+        f"measured on the machine that made this page: the best single-precision {SIZE}x{SIZE} matrix product of "
+        f"NumPy's library on {available_cores()} cores; the hardware's own peak is a little higher"
     )
     return Peak(2 * SIZE**3 / best_s, how)
 

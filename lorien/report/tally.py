@@ -238,9 +238,7 @@ class Tally:
 
     def _count(self, known: WorkloadTally, latency_s: FloatArray) -> None:
         known.add(latency_s)
-        self.targets.setdefault(
-            (known.dialect, known.target), TargetTally(known.dialect, known.target)
-        ).add(latency_s)
+        self.targets.setdefault((known.dialect, known.target), TargetTally(known.dialect, known.target)).add(latency_s)
 
     def _workload(self, key: Key, name: str) -> WorkloadTally:
         return self.workloads.setdefault(key, WorkloadTally(*key, name))
@@ -268,7 +266,8 @@ def convergence(workloads: Iterable[WorkloadTally], at: Sequence[int]) -> FloatA
     """
     ran = [own for own in workloads if own.steps]
     found = np.array([[own.best_after(trials) for trials in at] for own in ran]).reshape(len(ran), len(at))
-    return np.array([own.best_s for own in ran])[:, None] / found
+    reached: FloatArray = np.array([own.best_s for own in ran])[:, None] / found
+    return reached
 
 
 def thinned(steps: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -39,7 +39,7 @@ class Guard:
         self._app = app
         self._config = config
         self._metrics = metrics
-        self._token = _digest(config.token.encode()) if config.token is not None else None
+        self._token = digest(config.token.encode()) if config.token is not None else None
         self._busy = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,11 +82,11 @@ class Guard:
     def _refusal(self, path: str, headers: Headers) -> Response | None:
         if self._token is None:
             # Without a token any page in a browser of this machine could ask, under a name that it gave to 127.0.0.1.
-            if not _of_this_machine(headers.get("host", "")):
+            if not of_this_machine(headers.get("host", "")):
                 return error_response(NotAllowed("this name is not of this machine. Fix: use 127.0.0.1"), 403)
         elif path not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.encode()), self._token):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(digest(given.encode()), self._token):
                 message = "no token, or not the one of this service. Fix: send the header Authorization: Bearer TOKEN"
                 return error_response(NotAllowed(message), 401, {"WWW-Authenticate": "Bearer"})
         if not path.startswith(LIMITED):
@@ -137,7 +137,7 @@ class Guard:
             await error_response(ServiceUnavailable(message), 503)(scope, receive, send)
 
 
-def _of_this_machine(host: str) -> bool:
+def of_this_machine(host: str) -> bool:
     """Whether a ``Host`` header, with or without a port, names this machine."""
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
@@ -145,6 +145,6 @@ def _of_this_machine(host: str) -> bool:
         return False
 
 
-def _digest(token: bytes) -> bytes:
+def digest(token: bytes) -> bytes:
     """Of one length, so that a comparison takes the same time for every token."""
     return hashlib.sha256(token).digest()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from lorien.errors import BadInput
 from lorien.serve.app import create_app
@@ -51,38 +52,49 @@ def serve(config: ServeConfig, host: str, port: int, listening: Callable[[str], 
         The address cannot be listened on.
     """
     check_host(host, config.token)
+    with listener(host, port) as sock, Service(config) as service:
+        app = Guard(create_app(service), config, service.metrics)
+        answer(app, host, sock, listening, graceful_s=config.timeout_s)
+
+
+def listener(host: str, port: int) -> closing[socket.socket]:
+    """A socket that listens; closed when its context ends. Raises ``OSError`` when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with (
-        closing(socket.create_server((host, port), family=family, backlog=BACKLOG)) as sock,
-        Service(config) as service,
-    ):
-        # asyncio leaves this out for sockets it did not make: head and body of an answer then come 40 ms apart.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = _Server(
-            uvicorn.Config(
-                Guard(create_app(service), config, service.metrics),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                lifespan="on",
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=math.ceil(config.timeout_s),
-            )
+    sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    # asyncio leaves this out for sockets it did not make: head and body of an answer then come 40 ms apart.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return closing(sock)
+
+
+def answer(
+    app: ASGIApp, host: str, sock: socket.socket, listening: Callable[[str], None], *, graceful_s: float
+) -> None:
+    """Run an application on the socket of a host until SIGTERM or SIGINT; finish what was begun, for so long at most."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=math.ceil(graceful_s),
         )
+    )
 
-        def stop(*_: object) -> None:
-            server.should_exit = True
+    def stop(*_: object) -> None:
+        server.should_exit = True
 
-        # uvicorn sends itself the signal again once it has stopped: to these, as the end was asked for and went well.
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        name = f"[{host}]" if family == socket.AF_INET6 else host
-        server.started_at = lambda: listening(f"http://{name}:{sock.getsockname()[1]}")
-        try:
-            server.run(sockets=[sock])
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    # uvicorn sends itself the signal again once it has stopped: to these, as the end was asked for and went well.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    name = f"[{host}]" if sock.family == socket.AF_INET6 else host
+    server.started_at = lambda: listening(f"http://{name}:{sock.getsockname()[1]}")
+    try:
+        server.run(sockets=[sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):
