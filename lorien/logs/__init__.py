@@ -29,6 +29,6 @@ def open_logs(url: str) -> LogStore:
     if not found:
         scheme, url = "file", f"file://{url}"
     if scheme not in _SCHEMES:
-        raise BadInput(f"log store {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
+        raise BadInput(f"log store {url!r}: unknown scheme {scheme!r}. Fix: give a path, file:// or s3://BUCKET/PREFIX")
     store: LogStore = pkgutil.resolve_name(_SCHEMES[scheme])(url)
     return store
