@@ -7,6 +7,7 @@ a code host, a PDF) the picture is seen. The picture is drawn by Matplotlib, so 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ FloatArray = npt.NDArray[np.float64]
 # Okabe and Ito's colours: told apart by those who see few.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 WIDTH, HEIGHT = 760, 400
+LABEL = 40
+"""Characters of a name beside a bar."""
+MOST_GROUPS = 6
+"""Colours that can be told apart; the groups of fewest points share the last."""
 _DOTS_PER_INCH = 100
 _DASHES = {"dash": "--", "dot": ":"}
 
@@ -64,8 +69,13 @@ def bars(title: str, x: str, values: Mapping[str, float], *, most: int = 20) -> 
     kept = sorted(values.items(), key=lambda item: item[1])[-most:]
     figure = _figure(title, x, "")
     names, sizes = [name for name, _ in kept], [size for _, size in kept]
-    figure.add_trace(go.Bar(x=sizes, y=names, orientation="h", marker={"color": COLOURS[0]}, showlegend=False))
-    figure.update_layout(height=max(HEIGHT, 90 + 22 * len(kept)))
+    places = list(range(len(kept)))
+    style = {"orientation": "h", "marker": {"color": COLOURS[0]}, "showlegend": False}
+    figure.add_trace(
+        go.Bar(x=sizes, y=places, text=names, hovertemplate="%{text}<br>%{x}", textposition="none", **style)
+    )
+    figure.update_yaxes(tickvals=places, ticktext=[_short(name) for name in names])
+    figure.update_layout(height=130 + 24 * len(kept))
     return figure
 
 
@@ -80,8 +90,10 @@ def points(
 ) -> go.Figure:
     """Points, named when hovered, coloured by group; with ``diagonal`` the line on which both are equal."""
     figure = _figure(title, x[0], y[0])
-    of = np.array(groups or [""] * len(x[1]))
-    for index, group in enumerate(dict.fromkeys(of)):
+    counts = Counter(groups or [""] * len(x[1]))
+    largest = [group for group, _ in counts.most_common(MOST_GROUPS if len(counts) <= MOST_GROUPS else MOST_GROUPS - 1)]
+    of = np.array([group if group in largest else "others" for group in (groups or [""] * len(x[1]))])
+    for index, group in enumerate(dict.fromkeys([*largest, *of.tolist()])):
         own = np.flatnonzero(of == group)
         figure.add_trace(
             go.Scatter(
@@ -197,6 +209,11 @@ def _draw(axes: Any, trace: Any, bottom: Any) -> Any:
         )
         axes.scatter(trace.x, trace.y, s=trace.marker.size**2 / 2, alpha=trace.marker.opacity, label=label, **colour)
     return trace
+
+
+def _short(name: str) -> str:
+    """A long name by its two ends: blocks at one, the last shape at the other."""
+    return name if len(name) <= LABEL else f"{name[: LABEL // 2 - 2]}...{name[1 - LABEL // 2 :]}"
 
 
 def _figure(title: str, x: str, y: str, *, log_x: bool = False) -> go.Figure:

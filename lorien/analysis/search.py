@@ -51,6 +51,22 @@ def random_trials(candidates: Candidates, fraction: float) -> FloatArray:
     return np.where(good > 0, (count + 1) / (good + 1), np.inf)
 
 
+def random_share_reached(candidates: Candidates, fraction: float, trials: FloatArray) -> FloatArray:
+    """Share of the workloads expected to have reached a fraction after so many random trials: (len(trials),), exact.
+
+    Of n candidates of which g are good, k drawn without replacement are all bad with probability C(n-g, k) / C(n, k).
+    """
+    good = np.bincount(candidates.workload, candidates.value() >= fraction, len(candidates.weight))
+    count = np.bincount(candidates.workload, minlength=len(candidates.weight)).astype(np.float64)
+    none, reached = np.ones(len(count)), [0.0]
+    for drawn in range(int(trials.max())):
+        left = count - drawn
+        none = none * np.divide(np.maximum(left - good, 0), left, out=np.zeros_like(left), where=left > 0)
+        # A workload where nothing ran has no good one, however many are drawn.
+        reached.append(float(np.where(good > 0, 1 - none, 0).mean()))
+    return np.array(reached)[trials.astype(np.int64)]
+
+
 def share_reached(needed: FloatArray, trials: FloatArray) -> FloatArray:
     """Share of the workloads that have what they need after so many trials each: (len(trials),)."""
     return (needed[:, None] <= trials[None, :]).mean(axis=0) if len(needed) else np.full(len(trials), math.nan)

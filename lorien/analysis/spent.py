@@ -13,6 +13,7 @@ from lorien.models.metrics import FloatArray
 from lorien.report.tally import WorkloadTally
 
 _EXTRACTED = re.compile(r"(?:fused_)?([a-z]+(?:_[a-z]+)*?\dd|[a-z]+)\d*(?:_|$)")
+_REDUCTION = re.compile(r"lv\d+_red")
 _BESIDE = re.compile(r"pad_temp|compute|T_\w+")
 
 
@@ -26,7 +27,8 @@ def operator_of(name: str) -> str:
         found = _EXTRACTED.match(name)
         return found[1] if found else name
     parts = blocks.split("+")
-    return next((part for part in parts if not _BESIDE.fullmatch(part)), parts[0])
+    main = next((part for part in parts if not _BESIDE.fullmatch(part)), parts[0])
+    return "reduction" if _REDUCTION.fullmatch(main) else main
 
 
 def measuring_seconds(rows: Rows, repeats: int, min_repeat_s: float) -> FloatArray:

@@ -143,7 +143,7 @@ def read_workloads(path: Path) -> list[Workload]:
             workloads.append(Workload.from_json(orjson.loads(line)))
         except orjson.JSONDecodeError:
             raise BadInput(
-                f"{path}:{number}: no workload in JSON. Fix: if this is a model, lorien extract {path} -o workloads.jsonl"
+                f"{path}:{number}: no workload. Fix: if this is a model, lorien extract {path} -o workloads.jsonl"
             ) from None
         except BadInput as error:
             raise BadInput(f"{path}:{number}: {error}") from None

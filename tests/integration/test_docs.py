@@ -47,7 +47,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path) -> None:
     tree = tmp_path / "tree"  # it writes pages into docs/, which the checkout is to be spared
     for name in ("docs", "datasets"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("reference", "*.gz"))
-    for path in [*ROOT.glob("*.md"), ROOT / "LICENSE"]:
+    for path in [*ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "CITATION.cff"]:
         shutil.copy(path, tree)
     for name in ("lorien", "featurize", "models", "benchmarks", "tests", "examples"):
         (tree / name).symlink_to(ROOT / name)  # what pages link to
