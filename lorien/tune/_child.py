@@ -36,7 +36,7 @@ DEVICE, LOST, NO_DEVICE = "device", "lost", "no device"
 SPENT_S, RESULT = "spent_s", "result"
 """Keys of the message that ends a job done on this machine: CPU seconds, and a measurement or null."""
 _DETAIL_CHARS = 500
-LOOKS = ((1, 0.002, 4.0), (3, 0.01, 1.25))
+LOOKS = ((1, 0.002, 4.0), (2, 0.004, 2.0), (3, 0.01, 1.25))
 """What a candidate goes through before full repeats: so many repeats of so many seconds, and how many times the best
 latency known it may take. A run alone says little: threads that wake up late have made one twice as long."""
 _TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}

@@ -28,6 +28,12 @@ class Strategy(Protocol):
     def ask(self, workload: Workload, count: int) -> Sequence[Candidate]:
         """At most ``count`` candidates neither asked for nor told of before; none when the space is exhausted."""
 
+    def prepare(self, workload: Workload, count: int) -> None:
+        """Do what of the next ``ask`` can be done before the measurements that are under way are known.
+
+        Called in another thread than the others, never at the same time as they.
+        """
+
     def tell(self, workload: Workload, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
         """Take in measurements, of candidates asked for or of the session before this one."""
 
@@ -92,8 +98,8 @@ def tune(
 ) -> TuneReport:
     """Measure until the session holds ``config.trials``, or the spaces hold no more.
 
-    While candidates are built, those of the workload that is likely next are searched for: builds end one after the
-    other, and leave cores idle. Nothing else happens while one runs.
+    While candidates are built, the search of the workload that is likely next goes on: builds end one after the other,
+    and leave cores idle. Nothing else happens while one runs.
 
     No candidate in the session's log is measured again. Whatever ends this call, the log holds every trial that
     ``watch`` was told of, and the next call goes on from there.
@@ -106,38 +112,36 @@ def tune(
     report = TuneReport()
     started_s = time.monotonic()
     open_ = list(range(len(session.trials)))
-    asked: dict[int, list[Candidate]] = {}
-    told: set[int] = set()
+    met: set[int] = set()
 
-    def ask(index: int, pending: int = 0) -> list[Candidate]:
-        """Candidates of a workload, as many as there is room for besides those that are still being measured."""
+    def meet(index: int) -> None:
+        """Tell the search, once, what the session knew of a workload before."""
         own = session.trials[index]
-        if index not in told:
-            told.add(index)
-            if known := own.top():
-                _commit(session, index, database, known)
-                strategy.tell(own.workload, *zip(*known, strict=True))
-        room = min(config.batch, config.trials - session.records - pending, _left(own, config))
-        return _ask(strategy, own, room)
+        if index not in met and (known := own.top()):
+            _commit(session, index, database, known)
+            strategy.tell(own.workload, *zip(*known, strict=True))
+        met.add(index)
 
     while open_ and config.trials > session.records:
         index = _choose(session, open_, config)
         own = session.trials[index]
-        if index not in asked:
-            with interrupts_wait():
-                asked[index] = ask(index)
-        candidates = asked.pop(index)
+        with interrupts_wait():
+            meet(index)
+            candidates = _ask(strategy, own, min(config.batch, config.trials - session.records, _left(own, config)))
         if not candidates:
             open_.remove(index)
             report.exhausted += _left(own, config) > 0
             continue
 
-        following = _choose(session, open_, config, measuring=(index, len(candidates)))
+        pending = len(candidates)
+        following = _choose(session, open_, config, measuring=(index, pending))
+        left = _left(session.trials[following], config) - (pending if following == index else 0)
+        room = min(config.batch, config.trials - session.records - pending, left)
 
-        def search_ahead(following: int = following, pending: int = len(candidates)) -> None:
-            asked[following] = ask(following, pending)
+        def search_ahead(following: int = following, room: int = room) -> None:
+            meet(following)
+            strategy.prepare(session.trials[following].workload, room)
 
-        ahead = following != index and following not in asked and config.trials > session.records + len(candidates)
         measuring_s = time.monotonic()
         acknowledge = functools.partial(_acknowledge, session, index, candidates, watch)
         measurements = measurer.measure(
@@ -145,7 +149,7 @@ def tune(
             candidates,
             acknowledge,
             best_s=own.best_s,
-            beside_builds=search_ahead if ahead else None,
+            beside_builds=search_ahead if room > 0 else None,
         )
         report.trials += len(measurements)
         report.measure_s += time.monotonic() - measuring_s

@@ -60,13 +60,21 @@ class RankedSearch:
         self._model = model
         self._seed = seed
         self._seen: dict[str, set[str]] = {}
+        self._found: dict[str, Sequence[Candidate]] = {}
+
+    def prepare(self, workload: Workload, count: int) -> None:
+        """See ``Strategy``."""
+        if workload.key not in self._found:
+            score = self._model.score if self._model.ready(workload.key) else None
+            self._seed += 1
+            found = self._dialect.search(workload, self._target, _SPARE * count, score, seed=self._seed)
+            self._found[workload.key] = found
 
     def ask(self, workload: Workload, count: int) -> list[Candidate]:
         """See ``Strategy``."""
         seen = self._seen.setdefault(workload.key, set())
-        score = self._model.score if self._model.ready(workload.key) else None
-        self._seed += 1
-        found = self._dialect.search(workload, self._target, _SPARE * count, score, seed=self._seed)
+        self.prepare(workload, count)
+        found = self._found.pop(workload.key)
         fresh = [candidate for candidate in found if candidate.key not in seen][:count]
         seen.update(candidate.key for candidate in fresh)
         return fresh

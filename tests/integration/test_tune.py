@@ -49,6 +49,9 @@ class Listed:
         self.offered = Counter()
         self.told = []
 
+    def prepare(self, workload, count):
+        pass
+
     def ask(self, workload, count):
         first = self.offered[workload.key]
         self.offered[workload.key] += count

@@ -21,6 +21,9 @@ class Endless:
     def __init__(self):
         self._numbers = itertools.count(random.randrange(1 << 40))
 
+    def prepare(self, workload, count):
+        pass
+
     def ask(self, workload, count):
         kinds = [{"run": 0.5}, {"run": 0.25}, {"build": "raise"}, {"run": "segfault"}, {"build": "segfault"}]
         return [Candidate({"n": n, **kinds[n % len(kinds)]}) for n in itertools.islice(self._numbers, count)]

@@ -29,6 +29,9 @@ class Listed:
     def __init__(self):
         self.next = {}
 
+    def prepare(self, workload, count):
+        pass
+
     def ask(self, workload, count):
         numbers = self.next.setdefault(workload.key, itertools.count())
         chosen = [self.schedules[n] for n in itertools.islice(numbers, count) if n < len(self.schedules)]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lorien.dialects.metaschedule import MetaScheduleDialect
 from lorien.dialects.metaschedule.compile import Loaded, arguments, evaluate, results
-from lorien.dialects.metaschedule.workload import require_tvm, tvm_target
+from lorien.dialects.metaschedule.workload import module_of, require_tvm, tvm_target
 from lorien.dialects.remote import Device, DeviceLost, Tracker
 from lorien.errors import DeviceUnavailable
 from lorien.records import Json, Workload
@@ -117,7 +117,7 @@ class RemoteMetaSchedule(MetaScheduleDialect):
         session.upload(str(library))
         kind = tvm.runtime.device_from_target(tvm_target(target), 0).dlpack_device_type()
         device = session.device(kind, 0)
-        return Loaded(session.load_module(library.name), device, arguments(workload, device))
+        return Loaded(session.load_module(library.name), device, arguments(module_of(workload), device))
 
 
 def _dial(tracker: Tracker) -> socket.socket:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.float32]
 
-POPULATION = 96
+POPULATION = 64
 GENERATIONS = 2
-"""A fifth of the candidates and half of the rounds of TVM's own search: the pool carries over what TVM finds anew."""
+"""An eighth of the candidates and half of the rounds of TVM's own search: the pool carries over what TVM finds anew."""
 FRESH = POPULATION // 4
 ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
@@ -91,6 +91,10 @@ class MetaScheduleSearch:
         """At most ``count`` candidates neither asked for nor told of before; none when the space is exhausted."""
         return self._search(workload).ask(count)
 
+    def prepare(self, workload: Workload, count: int) -> None:
+        """Breed what ``ask`` then chooses from, by what the model knows at that time."""
+        self._search(workload).prepare(count)
+
     def tell(self, workload: Workload, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
         """Take in measurements, of candidates asked for or of a session before this one."""
         self._search(workload).tell(candidates, measurements)
@@ -122,6 +126,8 @@ class _Search:
         self._pool: dict[bytes, Schedule] = {}
         self._samples: dict[bytes, Schedule] = {}
         self._spent: set[bytes] = set()
+        self._sampled: list[Schedule] = []
+        self._bred = False
         self._strategy = ms.search_strategy.EvolutionarySearch(
             population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
         )
@@ -140,9 +146,12 @@ class _Search:
 
     def ask(self, count: int) -> list[Candidate]:
         for _ in range(_DRY_ROUNDS):
-            guided = self._model is not None and self._model.ready(self._workload.key) and not self._tiny
+            self.prepare(count)
+            guided = self._guided()
+            schedules = self._chosen() if guided else iter(self._sampled)
+            self._bred, self._sampled = False, []
             fresh: list[Candidate] = []
-            for schedule in self._bred() if guided else self._sample(count):
+            for schedule in schedules:
                 candidate = candidate_of(schedule)
                 if candidate.key not in self._seen:
                     self._seen.add(candidate.key)
@@ -154,6 +163,16 @@ class _Search:
             if fresh:
                 return fresh
         return []
+
+    def prepare(self, count: int) -> None:
+        if self._guided():
+            if not self._bred:
+                self._breed()
+        elif not self._sampled:
+            self._sampled = self._sample(count)
+
+    def _guided(self) -> bool:
+        return self._model is not None and self._model.ready(self._workload.key) and not self._tiny
 
     def tell(self, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
         self._seen.update(candidate.key for candidate in candidates)
@@ -171,19 +190,22 @@ class _Search:
 
         return list(_ffi_api.SearchStrategyEvolutionarySearchSampleInitPopulation(self._strategy, count))
 
-    def _bred(self) -> Iterator[Schedule]:
-        """New schedules, chosen by turns from the pool and from the random samples."""
+    def _breed(self) -> None:
+        """Add new schedules to the pool. A space that turns out tiny is left to random samples."""
         from tvm.s_tir.meta_schedule import _ffi_api
 
-        parents = self._sample(FRESH if self._pool else POPULATION - len(self._elite))
+        parents = [*self._sampled, *self._sample(FRESH if self._pool else POPULATION - len(self._elite))]
         if not self._pool and len(set(map(bytes, self._features(parents)))) < _TINY_SHARE * len(parents):
-            self._tiny = True
-            yield from parents
+            self._tiny, self._sampled = True, parents
             return
         self._keep(self._samples, parents)
         parents += [schedule for _, schedule in self._elite]
-        parents += self._ranked()[: POPULATION - len(parents)]
+        parents += self._ranked()[: max(0, POPULATION - len(parents))]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
+        self._bred, self._sampled = True, []
+
+    def _chosen(self) -> Iterator[Schedule]:
+        """New schedules, chosen by turns from the pool and from the random samples."""
         ranked = self._ranked()[:POOL]
         self._pool = {self._rows[schedule].tobytes(): schedule for schedule in ranked}
         samples = self._by_score(list(self._samples.values()))[:POOL]
