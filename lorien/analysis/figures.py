@@ -1,7 +1,8 @@
 """The notebooks' figures: Plotly's, with a picture beside each for readers that run no scripts.
 
 ``show`` gives a notebook both: where its viewer knows Plotly the figure can be hovered and zoomed, elsewhere (a page of
-a code host, a PDF) the picture is seen. The picture is drawn by Matplotlib, so that it needs no browser.
+a code host, a PDF) the picture is seen. The picture is drawn by Matplotlib, so that it needs no browser. Numbers go in
+as lists: older viewers do not read the packed form in which Plotly stores arrays.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def lines(
     for index, (name, values) in enumerate(curves.items()):
         dash = "dot" if name.startswith("random") else "dash" if name.startswith("perfect") else "solid"
         style = {"color": COLOURS[index % len(COLOURS)], "dash": dash, "width": 2.5}
-        figure.add_trace(go.Scatter(x=x[1], y=values, name=name, mode="lines", line=style))
+        figure.add_trace(go.Scatter(x=x[1].tolist(), y=values.tolist(), name=name, mode="lines", line=style))
     return figure
 
 
@@ -56,11 +57,17 @@ def band(title: str, x: tuple[str, FloatArray], y: str, values: FloatArray) -> g
         ("middle half", quarter, upper, "rgba(0, 114, 178, 0.3)"),
     ):
         figure.add_trace(
-            go.Scatter(x=x[1], y=bottom, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
+            go.Scatter(
+                x=x[1].tolist(), y=bottom.tolist(), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip"
+            )
         )
         shade = {"mode": "lines", "line": {"width": 0}, "fill": "tonexty", "fillcolor": colour}
-        figure.add_trace(go.Scatter(x=x[1], y=top, name=name, hoverinfo="skip", **shade))
-    figure.add_trace(go.Scatter(x=x[1], y=median, name="median", mode="lines", line={"color": COLOURS[0], "width": 3}))
+        figure.add_trace(go.Scatter(x=x[1].tolist(), y=top.tolist(), name=name, hoverinfo="skip", **shade))
+    figure.add_trace(
+        go.Scatter(
+            x=x[1].tolist(), y=median.tolist(), name="median", mode="lines", line={"color": COLOURS[0], "width": 3}
+        )
+    )
     return figure
 
 
@@ -97,8 +104,8 @@ def points(
         own = np.flatnonzero(of == group)
         figure.add_trace(
             go.Scatter(
-                x=x[1][own],
-                y=y[1][own],
+                x=x[1][own].tolist(),
+                y=y[1][own].tolist(),
                 name=str(group),
                 showlegend=bool(groups),
                 mode="markers",
@@ -125,12 +132,12 @@ def shares(title: str, names: Sequence[str], values: FloatArray, columns: FloatA
         rank = np.argsort(np.argsort(columns[:, column], kind="stable")) / max(1, len(columns) - 1)
         figure.add_trace(
             go.Scatter(
-                x=values[:, column],
-                y=place + rng.uniform(-0.3, 0.3, len(values)),
+                x=values[:, column].tolist(),
+                y=(place + rng.uniform(-0.3, 0.3, len(values))).tolist(),
                 mode="markers",
                 name=names[column],
                 showlegend=False,
-                marker={"color": rank, "colorscale": "Viridis", "size": 4, "opacity": 0.7},
+                marker={"color": rank.tolist(), "colorscale": "Viridis", "size": 4, "opacity": 0.7},
                 hovertemplate=f"{names[column]}<br>%{{x:.3f}}",
             )
         )
@@ -149,8 +156,9 @@ def roof(title: str, found: Roofline, groups: Sequence[str]) -> go.Figure:
         groups=groups,
     )
     ends = np.geomspace(found.intensity.min(), found.intensity.max(), 60)
+    top = found.roof(ends) / 1e9
     style = {"color": "#000000", "width": 2}
-    figure.add_trace(go.Scatter(x=ends, y=found.roof(ends) / 1e9, name="fastest seen", mode="lines", line=style))
+    figure.add_trace(go.Scatter(x=ends.tolist(), y=top.tolist(), name="fastest seen", mode="lines", line=style))
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
     return figure

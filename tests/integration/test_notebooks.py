@@ -72,4 +72,5 @@ def test_it_runs(path: Path, settings: dict[str, Any], monkeypatch: pytest.Monke
     assert len(drawn) == FIGURES[path.stem]
     for data in drawn:
         assert data["image/png"].startswith(PNG)
-        assert any(len(trace.get("x", ())) for trace in data["application/vnd.plotly.v1+json"]["data"])
+        traces = data["application/vnd.plotly.v1+json"]["data"]
+        assert any(isinstance(trace["x"], list) and trace["x"] for trace in traces)
