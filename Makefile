@@ -23,6 +23,11 @@ help:
 .venv/test.stamp: .venv/demo.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix .venv/npm dynalite@4; fi
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; } \
+			>/dev/null 2>&1 || echo "chromium could not be installed: the tests of pages will be skipped"; \
+	else echo "no chromium, and no apt-get to install it as root: the tests of pages will be skipped"; fi
 	@touch $@
 
 demo: .venv/demo.stamp

@@ -106,9 +106,7 @@ def visit(
     running: Browser, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, ready: str = ""
 ) -> Iterator[Visit]:
     """Open a page in a window of its own; return when the selector ``ready`` is there."""
-    window = running.new_context(
-        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
-    )
+    window = running.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
     seen = Visit(window.new_page())
     seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))

@@ -19,6 +19,8 @@ from lorien.target import Target
 
 SIDECAR = "lorien.json"
 SIDECAR_VERSION = 1
+SESSIONS = "sessions"
+"""Folder of a store where tuning sessions grow: what is in it is no log yet."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import orjson
 
 from lorien.errors import BadInput, LorienError, StoreUnavailable
 from lorien.files import TEMPORARY_PREFIX, atomic_folder
-from lorien.logs.base import SIDECAR, StoredLog, read_sidecar
+from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
 from lorien.target import Target
 
 URL_PREFIX = "file://"
@@ -35,7 +35,8 @@ class LocalLogStore:
         pattern = f"{dialect or '*'}/{target.key if target else '*'}/*/{SIDECAR}"
         with self._explained("read"):
             for sidecar in sorted(self._root.glob(pattern)):
-                if not sidecar.parent.name.startswith(TEMPORARY_PREFIX):
+                below = sidecar.relative_to(self._root).parts[0]
+                if below != SESSIONS and not sidecar.parent.name.startswith(TEMPORARY_PREFIX):
                     yield StoredLog.from_json(read_sidecar(sidecar.parent), sidecar)
 
     @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorien.records import Json
-from lorien.report.judge import DEPTH, Judgement
+from lorien.report.judge import Judgement
 from lorien.report.tally import (
     BINS_PER_DECADE,
     FASTEST_LOG10,
@@ -159,7 +159,6 @@ def top_k(judgements: Sequence[Judgement]) -> Spec | None:
             rows += [
                 {"k": k, "score": round(score, 4), "ranking": ranking, "target": label}
                 for k, score in enumerate(curve.tolist(), start=1)
-                if k <= DEPTH
             ]
     if not rows:
         return None
@@ -193,8 +192,8 @@ def trials_over_time() -> Spec:
     return _spec(
         "Trials since this page was served",
         [],
-        {"type": "area", "line": {"color": "var(--series1)"}, "opacity": 0.25, "tooltip": True},
-        x={"field": "time", "type": "temporal", "title": None},
+        {"type": "line", "strokeWidth": 2.5, "tooltip": True},
+        x={"field": "time", "type": "temporal", "title": None, "axis": {"format": "%H:%M:%S", "tickCount": 5}},
         y=_quantitative("trials", "trials", scale={"zero": False}),
     ) | {"height": 180}
 

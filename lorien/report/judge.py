@@ -38,7 +38,7 @@ class Judgement:
         Workloads scored, by key: those where anything ran, and that the scoring trees have not seen.
     top : array (workloads, DEPTH)
         Top-k score of each, k from 1.
-    random : array (workloads, 10)
+    random : array (workloads, DEPTH)
         Expected top-k score of each under a random order, k from 1.
     in_sample : int
         Workloads left out: the whole model was trained on them.
@@ -114,7 +114,7 @@ def _judged(group: Tables, ranker: Ranker) -> Judgement | None:
         model=model.target,
         keys=tuple(rows.keys[index] for index in present),
         top=top_curve(candidates, scored, DEPTH),
-        random=np.stack([random_top(candidates.workload, value, k) for k in range(1, 11)], axis=1),
+        random=np.stack([random_top(candidates.workload, value, k) for k in range(1, DEPTH + 1)], axis=1),
         in_sample=int((ran & (fold == IN_SAMPLE)).sum()),
         by_fold=int((fold[present] >= 0).sum()),
         predicted=scored[drawn],

@@ -26,6 +26,7 @@ from lorien.database.base import ScheduleDatabase
 from lorien.database.jobs import Counts, JobState, JobTable, Run, Status, open_jobs
 from lorien.database.queue import find_run
 from lorien.errors import LorienError
+from lorien.logs.base import SESSIONS
 from lorien.records import Json
 from lorien.report import charts
 from lorien.report.page import render
@@ -199,7 +200,7 @@ class Watcher:
             self._best[state.number] = best_s, flop
         elif state.status is Status.LEASED and self.logs is not None and "://" not in self.logs:
             folder = f"{state.number}.{state.token}"
-            tail = self._tails.setdefault(folder, _Tail(Path(self.logs, "sessions", self.run, folder, DETAILS)))
+            tail = self._tails.setdefault(folder, _Tail(Path(self.logs, SESSIONS, self.run, folder, DETAILS)))
             best_s = tail.read()
         return {
             "number": state.number,

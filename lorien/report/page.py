@@ -21,7 +21,6 @@ from lorien.report.rows import rows_of
 from lorien.report.sources import Report
 from lorien.report.tally import failures_by_kind
 
-
 NONE = "\N{EN DASH}"
 """Where there is no value."""
 
@@ -92,6 +91,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"latency": latency, "when": when, "percent": percent, "span": span}
     return environment
 

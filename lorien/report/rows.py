@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import orjson
+
 from lorien.records import Json
 from lorien.report.sources import Report, fastest_of
 from lorien.report.tally import Key, WorkloadTally, thinned
@@ -12,8 +14,10 @@ from lorien.report.trace import lines_of
 
 MAX_ROWS = 20_000
 """Workloads in a page; of more, those with most latency in their networks are shown."""
-SCHEDULE_CHARS = 900_000
-"""Of all traces in a page together: those of the workloads that take most time come first."""
+PAGE_CHARS = 3_400_000
+"""Of the table and the traces together: 10,000 workloads and what draws the plots then make a page below 5 MB."""
+MIN_TRACE_CHARS = 300_000
+"""Of the traces, however long the table: those of the workloads that take most time come first."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,12 @@ def rows_of(report: Report) -> Rows:
     targets: dict[str, int] = {}
     networks: dict[str, int] = {}
     table: list[dict[str, Json]] = []
-    schedules: dict[str, Json] = {}
-    room = SCHEDULE_CHARS
     for key in keys[:MAX_ROWS]:
         own = report.tally.workloads[key]
         best_s = fastest_of(report, key)
         rate = own.flop / best_s if own.flop and math.isfinite(best_s) else None
         peak = report.peaks.get(own.target)
         top1, top5 = scores.get(key, (None, None))
-        schedule = report.schedules.get(key)
-        if schedule is not None and room > 0:
-            text = lines_of(own.dialect, schedule.schedule)
-            room -= len(text)
-            about = {"best": _digits(schedule.latency_s), "build": schedule.build, "log": schedule.log}
-            schedules[str(len(table))] = {"text": text, **about}
         table.append(
             {
                 "name": own.name,
@@ -89,6 +85,15 @@ def rows_of(report: Report) -> Rows:
             }
         )
     columns = {name: [row[name] for row in table] for name in (table[0] if table else ())}
+    schedules: dict[str, Json] = {}
+    room = max(MIN_TRACE_CHARS, PAGE_CHARS - len(orjson.dumps(columns)))
+    for number, key in enumerate(keys[: len(table)]):
+        schedule = report.schedules.get(key)
+        if schedule is not None and room > 0:
+            text = lines_of(key[0], schedule.schedule)
+            room -= len(orjson.dumps(text))  # as it stands in the page, its lines and quotes escaped
+            about = {"best": _digits(schedule.latency_s), "build": schedule.build, "log": schedule.log}
+            schedules[str(number)] = {"text": text, **about}
     return Rows(columns, list(targets), list(networks), schedules, len(keys))
 
 

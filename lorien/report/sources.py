@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -20,12 +20,12 @@ from lorien.dialects.base import ReadReport
 from lorien.errors import BadInput, LorienError
 from lorien.featurize.store import open_tables
 from lorien.logs import open_logs
-from lorien.logs.base import SIDECAR, info_of, read_sidecar
+from lorien.logs.base import SESSIONS, SIDECAR, info_of, read_sidecar
 from lorien.models.store import Model, open_models
 from lorien.records import Json, Measurement, TuningRecord
 from lorien.report.judge import Judgement, judge
 from lorien.report.peak import Peak
-from lorien.report.tally import Key, Tally, TargetTally, WorkloadTally
+from lorien.report.tally import Key, Tally, TargetTally, WorkloadTally, shared_out
 from lorien.s3 import S3Folder
 from lorien.tune.session import DETAILS
 
@@ -167,7 +167,8 @@ def _unknown(text: str) -> BadInput:
 def gather(report: Report, *, db: str | None = None, logs: str | None = None) -> None:
     """Read all sources of a report into it.
 
-    Where tables and logs tell of the same workload, the one with more records is counted: no record counts twice.
+    Where several tell of the same workload, the one with more records is counted: no record counts twice. The
+    latencies of a target are those of the one with more records of it.
 
     Parameters
     ----------
@@ -296,13 +297,18 @@ def _details(path: Path) -> Iterator[tuple[float, Measurement | None]]:
 
 
 def _stored(url: str, report: Report) -> Iterator[TuningRecord]:
-    """The records of all logs of a store."""
+    """The records of all logs of a store; where it has none yet, of the logs and sessions that lie below the folder."""
     store = open_logs(url)
+    stored = False
     for log in store.list():
+        stored = True
         read = ReadReport()
         with store.local(log) as path:
             yield from (replace(record, log=log.id) for record in open_dialect(log.dialect).read(path, log.info, read))
         _skipped(report, log.id, read)
+    if not stored and not url.startswith("s3://"):
+        for sidecar in sorted(Path(url.removeprefix("file://")).rglob(SIDECAR)):
+            yield from _session(sidecar.parent, report)[1]
 
 
 def _skipped(report: Report, where: str, read: ReadReport) -> None:
@@ -327,7 +333,7 @@ def _take_run(report: Report, told: Tally, name: str, db: str, logs: str | None)
             for workload in job.workloads:
                 key = (workload.dialect, state.target, workload.key)
                 own = WorkloadTally(*key, workload.name, workload.flop)
-                own.weights = {network: workload.weight for network in workload.networks} or {"": workload.weight}
+                own.weights = shared_out(workload)
                 told.workloads.setdefault(key, own)
                 told.targets.setdefault(key[:2], TargetTally(*key[:2]))
                 for record in database.best(job.target, workload.key):
@@ -344,9 +350,11 @@ def _run_records(
 ) -> Iterator[TuningRecord]:
     """The trials of a run: of jobs that are done in the log store, of the others in their sessions."""
     store = open_logs(logs)
+    published = set()
     for log in store.list():
         # Folders of sessions are named alike in every run: the time and the workloads tell the runs apart.
         if (log.target.key, log.job or "") in sealed and (log.started_s or run.created_s) >= run.created_s:
+            published.add(sealed[log.target.key, log.job or ""])
             read = ReadReport()
             with store.local(log) as path:
                 for record in open_dialect(log.dialect).read(path, log.info, read):
@@ -357,10 +365,12 @@ def _run_records(
         report.problems.append(f"run {run.name}: jobs that are not done have their sessions with their workers")
         return
     newest: dict[str, Path] = {}
-    for folder in Path(logs.removeprefix("file://"), "sessions", run.name).glob("*.*"):
+    for folder in Path(logs.removeprefix("file://"), SESSIONS, run.name).glob("*.*"):
         number, _, token = folder.name.partition(".")
         before = newest.get(number)
-        if number.isdecimal() and token.isdecimal() and (folder / SIDECAR).is_file():
+        if not (number.isdecimal() and token.isdecimal()) or int(number) in published:
+            continue
+        if (folder / SIDECAR).is_file():
             newest[number] = folder if before is None else max(before, folder, key=_token)
     for folder in newest.values():
         # One that ends while it is read is in the log store by then; the next report has it.

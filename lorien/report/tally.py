@@ -1,4 +1,4 @@
-"""Counts of what was measured, workload by workload, in one pass: memory grows with the workloads, not with the records.
+"""Counts of what was measured, workload by workload, in one pass: memory grows with workloads, not with records.
 
 ``Tally.of_tables`` reads feature tables, ``Tally.take`` takes records of any source. What is asked of the counts
 afterwards (``failures_by_kind``, ``convergence``, ``quantile_s``) are functions that notebooks use as well.
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from lorien.errors import SchemaMismatch
 from lorien.featurize.table import tables
-from lorien.records import Json, TuningRecord
+from lorien.records import Json, TuningRecord, Workload
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -158,8 +158,8 @@ class Tally:
 
     @property
     def records(self) -> int:
-        """Of all targets."""
-        return sum(target.records for target in self.targets.values())
+        """Of all workloads."""
+        return sum(own.trials for own in self.workloads.values())
 
     @classmethod
     def of_tables(cls, folder: Path) -> Tally:
@@ -209,8 +209,7 @@ class Tally:
         known.flop = known.flop if known.flop is not None else workload.flop
         for record in records:
             known.builds.add(record.build)
-            for network in record.workload.networks or (record.network or "",):
-                known.weights[network] = record.workload.weight
+            known.weights |= shared_out(record.workload, record.network)
         if known.best_s < best_before_s:
             best = records[int(np.nanargmin(latency_s))]
             known.schedule, known.log = best.candidate.schedule, best.log
@@ -244,6 +243,12 @@ class Tally:
         return self.workloads.setdefault(key, WorkloadTally(*key, name))
 
 
+def shared_out(workload: Workload, network: str | None = None) -> dict[str, float]:
+    """Calls of a workload by network: its weight is of all of its networks together."""
+    names = workload.networks or (network or "",)
+    return dict.fromkeys(names, workload.weight / len(names))
+
+
 def failures_by_kind(workloads: Iterable[WorkloadTally]) -> Counter[str]:
     """Failed records of all workloads by kind."""
     return sum((own.failures for own in workloads), Counter())
@@ -274,7 +279,7 @@ def thinned(steps: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most ``MAX_STEPS`` steps: the first, the last, and between them those of the largest gains."""
     if len(steps) <= MAX_STEPS:
         return list(steps)
-    gains = [before / after for (_, before), (_, after) in zip(steps[:-1], steps[1:], strict=True)]
+    gains = [before / after for (_, before), (_, after) in pairwise(steps)]
     inner = sorted(range(1, len(steps) - 1), key=lambda place: gains[place - 1], reverse=True)[: MAX_STEPS - 2]
     return [steps[place] for place in sorted({0, *inner, len(steps) - 1})]
 

@@ -16,10 +16,10 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def lines_of(dialect: str, schedule: Json) -> str:
-    """The trace of a schedule, a step a line; ``no schedule`` where there is none.
+    """The trace of a schedule, a step a line.
 
-    MetaSchedule's instructions become calls with their decisions, AutoTVM's knobs and Ansor's steps a line each, Halide's
-    schedule is its own source. What none of these can read is shown as JSON.
+    MetaSchedule's instructions become calls with their decisions, AutoTVM's knobs and Ansor's steps a line each,
+    Halide's schedule is its own source. What none of these can read is shown as JSON.
     """
     if schedule is None:
         return "the dialect's default schedule"
@@ -79,6 +79,6 @@ _FORMS = {
 _KNOBS = {"sp": "split", "re": "reorder", "an": "annotate", "ot": "choose"}
 _STEPS = {
     "AN": "annotate", "FU": "fuse", "PR": "pragma", "RE": "reorder", "SP": "split", "FSP": "follow_split",
-    "FFSP": "follow_fused_split", "SA": "storage_align", "CA": "compute_at", "CI": "compute_inline", "CR": "compute_root",
-    "CHR": "cache_read", "CHW": "cache_write", "RF": "rfactor",
+    "FFSP": "follow_fused_split", "SA": "storage_align", "CA": "compute_at", "CI": "compute_inline",
+    "CR": "compute_root", "CHR": "cache_read", "CHW": "cache_write", "RF": "rfactor",
 }  # fmt: skip

@@ -69,7 +69,7 @@ def listener(host: str, port: int) -> closing[socket.socket]:
 def answer(
     app: ASGIApp, host: str, sock: socket.socket, listening: Callable[[str], None], *, graceful_s: float
 ) -> None:
-    """Run an application on the socket of a host until SIGTERM or SIGINT; finish what was begun, for so long at most."""
+    """Run an application on the socket of a host until SIGTERM or SIGINT, then finish what was begun, in seconds."""
     server = _Server(
         uvicorn.Config(
             app,

@@ -38,6 +38,7 @@ from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
 from lorien.models.train import train
 from lorien.models.transfer import best_share
+from lorien.report.judge import judge
 from lorien.target import Target
 
 FEATURES = FeatureSet("toy", 1, tuple(Column(f"c{i}", "1", f"column {i}") for i in range(8)))
@@ -526,3 +527,38 @@ def test_sampling_keeps_the_best_and_some_failures_of_every_workload():
         assert np.sum(value[mine & kept] == 0) == 50
     weights = row_weights(workload)
     assert weights.mean() == pytest.approx(1.0)
+
+
+def test_a_report_judges_a_model_on_what_it_has_not_seen(trained, features):
+    """Held-out workloads by all trees, those trained on by the folds fitted without them: the scores of training."""
+    problems: list[str] = []
+    (judged,) = judge(features, trained[0], problems)
+    assert problems == []
+    ((dialect, target),) = open_models(trained[0]).list()
+    model = open_models(trained[0]).read(dialect, target).model
+    unseen = np.array([key not in model.workload_keys for key in judged.keys])
+    assert (unseen.sum(), judged.by_fold, judged.in_sample) == (8, len(model.workload_keys), 0)
+    (scores,) = evaluate(features, trained[0]).values()
+    assert judged.top[unseen, 0].mean() == pytest.approx(scores["top1_mean"])
+    assert judged.top[unseen, 4].mean() == pytest.approx(scores["top5_mean"])
+    assert judged.random[unseen, 4].mean() == pytest.approx(scores["random_top5_mean"])
+    np.testing.assert_allclose(judged.top[~unseen].mean(axis=0), model.confidence["expected"])
+    assert np.corrcoef(judged.predicted, judged.measured)[0, 1] > 0.5
+
+
+def test_a_report_does_not_judge_a_model_on_what_it_was_trained_on(trained, features, tmp_path):
+    """A model of an earlier Lorien does not say which folds saw what; a target without a model is told of."""
+    stored = open_models(trained[0]).read("toy", TARGET.key)
+    older = dataclasses.replace(stored.model, workload_folds=[])
+    shutil.copytree(stored.folder, tmp_path / "files")
+    open_models(tmp_path / "models").publish(older, tmp_path / "files")
+    problems: list[str] = []
+    (judged,) = judge(features, tmp_path / "models", problems)
+    assert (len(judged.keys), judged.in_sample, judged.by_fold) == (8, len(older.workload_keys), 0)
+    shutil.copytree(features, tmp_path / "features")
+    for network in ("vgg", "resnet"):
+        next((tmp_path / "features").rglob(f"{network}.parquet")).unlink()
+    arm = Target.parse("llvm -mtriple=aarch64-linux-gnu -num-cores=4")
+    write_table(tmp_path / "features" / "arm.parquet", "vgg", range(2), target=arm)
+    assert list(judge(tmp_path / "features", tmp_path / "models", problems)) == []
+    assert ["no model for" in problem or "was trained on all" in problem for problem in problems] == [True, True]

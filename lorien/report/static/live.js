@@ -80,7 +80,7 @@
     const number = (content) => element("td", { class: "number" }, content);
     $("rows").replaceChildren(...rows.slice(page * PAGE, (page + 1) * PAGE).map((job) => element("tr", {},
       number(String(job.number)),
-      element("td", { class: "name" }, job.name, element("small", {}, job.target)),
+      named(job.name, job.target, null),
       element("td", { class: `status-${job.status}` }, NAMES[job.status] || job.status,
         job.error ? element("small", {}, job.error) : null),
       number(count(job.trials)), number(latency(job.best_s)), number(rate(job.gflops)), number(String(job.tries)),

@@ -23,6 +23,17 @@ const count = (value) => value.toLocaleString("en");
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 const rate = (value) => (value === null ? "–" : value >= 100 ? count(Math.round(value)) : `${+value.toPrecision(3)}`);
 
+// A workload's cell: its operators, and below them the shapes, where the name has them, and what else is to be told.
+function named(name, about, open) {
+  const [, operators, shapes] = name.match(/^([^(]+)\((.*)\)$/s) || [null, name, ""];
+  const words = operators.split(/(?<=\+)/).flatMap((word) => [word, document.createElement("wbr")]);
+  const title = open ? element("button", { type: "button", class: "link", "aria-label": name }, ...words)
+    : element("span", {}, ...words);
+  if (open) title.addEventListener("click", open);
+  return element("td", { class: "name" }, title,
+    element("small", { class: "shapes" }, shapes.replace(/,(?=\S)/g, ", ")), element("small", {}, about));
+}
+
 function plot(place, spec) {
   // The interpreter in place of compiled expressions: the page allows no code but its own.
   const options = { ast: true, renderer: "svg", actions: false, defaultStyle: false, mode: "vega-lite",

@@ -12,15 +12,8 @@
   let page = 0, sorted = null, ascending = false, chosen = -1, steps = null;
 
   const cells = {
-    name: (row) => {
-      // The operators open the schedule; the shapes, where names have them, stand below.
-      const [, operators, shapes] = columns.name[row].match(/^([^(]+)\((.*)\)$/s) || [null, columns.name[row], ""];
-      const open = element("button", { type: "button", class: "link", "aria-label": columns.name[row] }, operators);
-      open.addEventListener("click", () => choose(row, true));
-      const networks = columns.networks[row].map((network) => data.networks[network]).join(", ");
-      return element("td", { class: "name" }, open,
-        element("small", { class: "shapes" }, shapes.replace(/,(?=\S)/g, ", ")), element("small", {}, networks));
-    },
+    name: (row) => named(columns.name[row],
+      columns.networks[row].map((network) => data.networks[network]).join(", "), () => choose(row, true)),
     target: (row) => element("td", {}, data.targets[columns.target[row]]),
     calls: (row) => number(rate(columns.calls[row])),
     trials: (row) => number(count(columns.trials[row])),
