@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,9 @@ def kills(scratch: Path, jobs: int, trials: int, every_s: float) -> None:
 
 @contextmanager
 def nodes() -> Iterator[str]:
-    """The address of a cluster: a head without a device, and two nodes of one each."""
+    """The address of a cluster: a head without a device, and two nodes of one each. Only this machine reaches it."""
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    os.environ |= {"RAY_AUTH_TOKEN": secrets.token_hex(), "RAY_USAGE_STATS_ENABLED": "0"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

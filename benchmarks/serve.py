@@ -104,6 +104,7 @@ def crowd(url: str, clients: int, seconds: float, every_s: float, target: Target
 def latency(models: str, target: Target, rows: np.ndarray, seconds: float) -> None:
     """The table of latencies."""
     ranker = load_ranker(models, target)
+    ranker.score(rows)  # a warm one
     table = [["in this process", "-", *row([timed(lambda: ranker.score(rows)) for _ in range(50)], None)]]
     with serving("--models", models) as (url, _):
         for clients, every_s in ((1, 0.0), (CLIENTS, 0.0), (CLIENTS, 1.0)):
@@ -193,8 +194,8 @@ def main() -> None:
         given = arguments.features, arguments.models
         features, models = given if all(given) else prepare(scratch)
         ((dialect, key),) = open_models(models).list()
-        path, _ = tables(Path(features), dialect=dialect, target=key)[0]
-        rows = np.concatenate([batch for _, batch in feature_batches(table_at(path))])[:ROWS]
+        paths = [path for path, _ in tables(Path(features), dialect=dialect, target=key)]
+        rows = np.concatenate([batch for path in paths for _, batch in feature_batches(table_at(path))])[:ROWS]
         target = Target.from_key(key)
         if both or arguments.latency:
             latency(models, target, rows, arguments.seconds)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -16,6 +18,8 @@ from lorien.errors import BadInput, MissingExtra
 
 T = TypeVar("T")
 HERE = "127.0.0.1"
+CONNECT_TIMEOUT_S = 5.0
+_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     ----------
     address : str, optional
         Of a running cluster: ``host:port``, or ``auto`` on one of its nodes. Without, one is started on this machine,
-        which listens on the loopback device only and has no dashboard.
+        which listens on the loopback device only, asks for a token that its own processes have, and has no dashboard.
     resources : mapping of str to float, optional
         Custom resources of the cluster started here.
 
@@ -37,6 +41,8 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
     BadInput
         No cluster answers at the address, or it runs another Ray or Python.
     """
+    if address is None:
+        _guard()
     try:
         import ray
     except ImportError:
@@ -52,16 +58,39 @@ def connected(address: str | None, resources: Mapping[str, float] | None = None)
                 own: dict[str, Any] = {"_node_ip_address": HERE, "include_dashboard": False}
                 ray.init("local", **own, resources=dict(resources or {}), **common)
             else:
+                if address != "auto":
+                    _dial(address)  # Ray itself tries for minutes
                 ray.init(address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise BadInput(
                 f"no Ray cluster at {address or HERE}: {error}. Fix: --ray-address HOST:PORT of one that runs the same "
-                "versions of Python and Ray, or without it to start one here"
+                "versions of Python and Ray, with RAY_AUTH_MODE and the token it wants, or without it to start one here"
             ) from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _dial(address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+
+
+def _guard() -> None:
+    """Let Ray listen on the loopback device only, and ask for a token; the processes it starts inherit both.
+
+    It takes another address of this machine for 127.0.0.1 unless it is told what it does by itself on other systems.
+    """
+    if "ray" not in sys.modules:
+        os.environ[_ON_LOOPBACK] = "0"
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    elif os.environ.get(_ON_LOOPBACK) != "0":
+        raise BadInput(
+            "this process has imported Ray already, and a cluster of it would listen on all interfaces. "
+            f"Fix: set {_ON_LOOPBACK}=0 and RAY_AUTH_MODE=token before it does, or give the address of a cluster"
+        )
 
 
 class RayPool:

@@ -218,6 +218,9 @@ class TuningRecord:
         Network the log was tuned for.
     log : str, optional
         Where the full log is.
+    variant : str, optional
+        What of the schedule a neighbour in the graph sees, where the dialect says: the data layout that AutoTVM's
+        NCHWc templates choose. Follows from the schedule, and is no part of the identity.
     """
 
     workload: Workload
@@ -227,6 +230,7 @@ class TuningRecord:
     build: str
     network: str | None = None
     log: str | None = None
+    variant: str | None = None
 
     @cached_property
     def key(self) -> str:

@@ -54,6 +54,10 @@ class OnlineModel:
         self._fitted_rows = 0
         self._booster: Any = None
 
+    def warm_up(self) -> None:
+        """Load the library that learns: it takes a second, which the first correction need not wait for."""
+        import lightgbm  # noqa: F401
+
     def ready(self, workload: str) -> bool:
         """False while there is no prior, and no correction either or none that knows the workload of that key."""
         return self._prior is not None or (self._booster is not None and workload in self._workloads)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, out, table
-from lorien.errors import BadInput, MissingExtra
+from lorien.errors import BadInput, MissingExtra, StoreUnavailable
 
 if TYPE_CHECKING:
     from lorien.database.jobs import Counts
@@ -73,7 +73,7 @@ def tune_by_jobs(
     from lorien.database.queue import JobQueue, find_run
     from lorien.tune.executors import open_executor
     from lorien.tune.executors.base import drive
-    from lorien.tune.jobs import jobs_of, run_name
+    from lorien.tune.jobs import jobs_of, remove_left_sessions, run_name
     from lorien.tune.worker import WorkerConfig
 
     if db is None:
@@ -104,6 +104,10 @@ def tune_by_jobs(
                 drive(opened, queue, running, workers, watch=Line())
             except KeyboardInterrupt:
                 interrupted = True
+        try:
+            remove_left_sessions(logs, name, lambda number: opened.state(name, number).published)
+        except StoreUnavailable as error:
+            err.print(f"what is left of sessions stays: {error}", soft_wrap=True)
         counts = opened.counts(name, time.time())
     seconds = time.monotonic() - started_s
     if as_json:
@@ -136,6 +140,7 @@ def show(
     """Show the jobs of a run: how many in each state, and what went wrong."""
     from lorien.database.jobs import Status, open_jobs
     from lorien.database.queue import find_run
+    from lorien.tune.executors.base import COUNT_PAUSE
 
     if serve:
         _serve(run, db, logs, port, as_json)
@@ -143,9 +148,11 @@ def show(
     with open_jobs(db, create=False) as opened:
         find_run(opened, run)
         line = Line(every_s=0.0)
+        started_s = time.monotonic()
         while (counts := opened.counts(run, time.time())).open and watch:
             line(counts)
-            time.sleep(WATCH_S)
+            time.sleep(max(WATCH_S, COUNT_PAUSE * (time.monotonic() - started_s)))
+            started_s = time.monotonic()
         listed = [state for state in opened.states(run) if state.status is not Status.WAITING or state.error]
     if as_json:
         emit(run_json(run, counts) | {"listed": [state.to_json() for state in listed]})
@@ -199,7 +206,7 @@ def retry(
     run: Annotated[str, typer.Argument(help="Name of the run.")], db: DatabaseUrl, as_json: JsonFlag = False
 ) -> None:
     """Let the jobs of a run that failed, were cancelled or set aside wait for a worker again."""
-    _change(run, db, "retry", "wait again", as_json)
+    _change(run, db, "retry", "wait for workers: lorien tune with --resume starts them, or lorien worker", as_json)
 
 
 @command
@@ -220,7 +227,8 @@ def release(
     from lorien.database.jobs import open_jobs
 
     with open_jobs(db, create=False) as opened:
-        failures = opened.failures(device)
+        if not (failures := opened.failures(device)):
+            raise BadInput(f"no failures of a device {device!r} are known. Fix: its name as the worker's error has it")
         opened.forget_failures(device)
     if as_json:
         emit({"device": device, "failures": failures})

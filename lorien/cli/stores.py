@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,9 @@ def ingest(
     logs: LogsUrl,
     target: Annotated[str | None, typer.Option(help="Device the logs were measured on; overrides the logs.")] = None,
     network: Annotated[str | None, typer.Option(help="Network tuned; by default the file's or folder's name.")] = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="A log of several devices: store what is of each as a log of its own.")
+    ] = False,
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Of metaschedule_legacy: also store what replays on today's TVM, as such.")
     ] = False,
@@ -52,6 +56,7 @@ def ingest(
             dialect=open_dialect(dialect),
             target=resolved,
             network=network,
+            split=split,
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
     warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
@@ -141,6 +146,9 @@ def query(
     dialect: Annotated[str | None, typer.Option(help="Only this dialect.")] = None,
     network: Annotated[str | None, typer.Option(help="Only workloads of this network.")] = None,
     best: Annotated[int, typer.Option(min=1, help="Schedules per workload and framework build, fastest first.")] = 1,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="So many of each variant (data layout) instead.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Look up the best schedules known."""
@@ -154,14 +162,24 @@ def query(
     with open_database(db, create=False) as database:
         records = database.query(target=asked, workload=workload, dialect=dialect, network=network)
         for _, item in itertools.groupby(records, lambda r: (r.target.key, r.workload.key, r.build)):
-            found.extend(itertools.islice(item, best))
+            seen: Counter[str | None] = Counter()
+            for record in item:
+                shown = record.variant if variants else None
+                if seen[shown] < best:
+                    found.append(record)
+                seen[shown] += 1
     if as_json:
         emit({"records": [record_json(record) for record in found]})
         return
     if not found:
         err.print(f"nothing of that in {db}. Fix: ask for less; lorien database stats {db} counts all", soft_wrap=True)
     rows = [[r.workload.name, r.target.key, r.build, latency(r.measurement.latency_s), gflops(r)] for r in found]
-    table(f"{len(found)} schedules in {db}", ["workload", "target", "build", "latency", "GFLOPS"], rows)
+    columns = ["workload", "target", "build", "latency", "GFLOPS"]
+    if any(record.variant for record in found):
+        columns.insert(3, "variant")
+        for row, record in zip(rows, found, strict=True):
+            row.insert(3, record.variant or "-")
+    table(f"{len(found)} schedules in {db}", columns, rows)
 
 
 def record_json(record: TuningRecord) -> dict[str, Json]:
@@ -175,6 +193,7 @@ def record_json(record: TuningRecord) -> dict[str, Json]:
         "build": record.build,
         "latency_s": record.measurement.latency_s,
         "log": record.log,
+        "variant": record.variant,
         "schedule": record.candidate.schedule,
     }
 

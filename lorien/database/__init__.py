@@ -28,7 +28,8 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
         Make it when it is not there; False raises ``BadInput`` instead. When not given, a file is made and a table,
         which costs money and outlives a slip of the keyboard, is not.
     n_best : int, optional
-        Schedules kept per (target, workload, framework build), fixed when the database is made; 8 when not given.
+        Schedules kept per (target, workload, framework build) and variant, fixed when the database is made; 8 when not
+        given.
 
     Raises
     ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
@@ -35,9 +36,10 @@ class ScheduleDatabase(Protocol):
     """Best schedules per (target, workload), records of different framework builds kept apart.
 
     Safe across threads and processes, forked ones included. Returned records are snapshots. Of each (target, workload,
-    build) the ``n_best`` schedules of the lowest median latency stay, ties broken by record key, so what a database
-    holds does not depend on the order of the writes. An item over ``MAX_ITEM_BYTES`` loses its slowest schedules, with
-    a warning. A candidate measured again counts with its fastest measurement. Candidates' scores and workloads' weights
+    build) and variant the ``n_best`` schedules of the lowest median latency stay, ties broken by record key, so what a
+    database holds does not depend on the order of the writes. An item over ``MAX_ITEM_BYTES`` loses its slowest
+    schedules, the last of every variant before the one before it, with a warning. A candidate measured again counts
+    with its fastest measurement. Candidates' scores and workloads' weights
     belong to models and logs and are not kept; a workload comes back with every network it was put for.
 
     All methods raise ``DatabaseUnavailable`` when the database cannot be read or written; nothing is changed then.
@@ -91,7 +93,7 @@ class ScheduleDatabase(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-class Entry(TypedDict):
+class _Entry(TypedDict):
     """One schedule in an item, as JSON."""
 
     key: str
@@ -101,6 +103,12 @@ class Entry(TypedDict):
     network: str | None
     log: str | None
     timestamp_s: float
+
+
+class Entry(_Entry, total=False):
+    """``variant`` is there where the record has one; databases of before there were any lack it."""
+
+    variant: str
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class Item:
                 build=self.build,
                 network=entry["network"],
                 log=entry["log"],
+                variant=entry.get("variant"),
             )
             for entry in self.entries
         ]
@@ -183,17 +192,18 @@ def new_items(records: Iterable[TuningRecord]) -> list[Item]:
         item = Item(record.target, replace(record.workload, weight=1.0, networks=tuple(sorted(networks))), record.build)
         known = items.get(item.key)
         items[item.key] = replace(item, workload=_join(known.workload, item.workload)) if known else item
-        entries.setdefault(item.key, []).append(
-            Entry(
-                key=record.key,
-                latency_s=latency_s,
-                latencies_s=list(record.measurement.latencies_s),
-                schedule=record.candidate.schedule,
-                network=record.network,
-                log=record.log,
-                timestamp_s=record.measurement.timestamp_s,
-            )
+        entry = Entry(
+            key=record.key,
+            latency_s=latency_s,
+            latencies_s=list(record.measurement.latencies_s),
+            schedule=record.candidate.schedule,
+            network=record.network,
+            log=record.log,
+            timestamp_s=record.measurement.timestamp_s,
         )
+        if record.variant is not None:
+            entry["variant"] = record.variant
+        entries.setdefault(item.key, []).append(entry)
     return [replace(items[key], entries=tuple(entries[key])) for key in sorted(items)]
 
 
@@ -205,11 +215,30 @@ def merge(stored: Item | None, new: Item, n_best: int) -> tuple[Item, int]:
         known = fastest.get(entry["key"])
         if known is None or entry["latency_s"] < known["latency_s"]:
             fastest[entry["key"]] = entry
+        elif "variant" in entry and "variant" not in known:
+            fastest[entry["key"]] = {**known, "variant": entry["variant"]}
     workload = _join(stored.workload, new.workload) if stored else new.workload
-    ranked = sorted(fastest.values(), key=lambda entry: (entry["latency_s"], entry["key"]))[:n_best]
-    kept = _fitting(ranked, workload)
-    entered = sum(before.get(entry["key"]) is not entry for entry in kept)
+    kept = sorted(_fitting(_best_of_each(fastest.values(), n_best), workload), key=_by_latency)
+    entered = sum(
+        entry["key"] not in before or entry["latency_s"] < before[entry["key"]]["latency_s"] for entry in kept
+    )
     return Item(stored.target if stored else new.target, workload, new.build, tuple(kept)), entered
+
+
+def _best_of_each(entries: Iterable[Entry], n_best: int) -> list[Entry]:
+    """The n best of each variant: the fastest of all variants first, then the second of all, and so on."""
+    places: Counter[str | None] = Counter()
+    placed: list[tuple[int, Entry]] = []
+    for entry in sorted(entries, key=_by_latency):
+        variant = entry.get("variant")
+        if places[variant] < n_best:
+            placed.append((places[variant], entry))
+        places[variant] += 1
+    return [entry for _, entry in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _by_latency(entry: Entry) -> tuple[float, str]:
+    return entry["latency_s"], entry["key"]
 
 
 def _join(known: Workload, other: Workload) -> Workload:
@@ -223,13 +252,13 @@ def _join(known: Workload, other: Workload) -> Workload:
 
 
 def _fitting(ranked: list[Entry], workload: Workload) -> list[Entry]:
-    """The fastest entries that fit an item beside their workload."""
+    """The first entries, as many as fit an item beside their workload."""
     room = MAX_ITEM_BYTES - len(canonical_json(workload.to_json()))
     for count, entry in enumerate(ranked):
         room -= len(orjson.dumps(entry))
         if room < 0:
             logger.warning(
-                "workload %r: %d of %d schedules do not fit an item of %d bytes; the fastest %d stay",
+                "workload %r: %d of %d schedules do not fit an item of %d bytes; the best %d stay",
                 workload.name, len(ranked) - count, len(ranked), MAX_ITEM_BYTES, count,
             )  # fmt: skip
             return ranked[:count]

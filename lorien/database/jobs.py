@@ -182,6 +182,11 @@ class JobState:
         error = JobError(value["error"]) if value["error"] else None
         return cls(**value | {"status": Status(value["status"]), "error": error})
 
+    @property
+    def published(self) -> bool:
+        """Its log is in the log store, good or not, and nothing else of it is of use."""
+        return self.status is Status.DONE or self.error is JobError.NOTHING_RAN
+
     def lapsed(self, now_s: float) -> bool:
         """Its worker has not been heard of for longer than its lease."""
         return self.status is Status.LEASED and self.lease_until_s + GRACE_S < now_s

@@ -11,7 +11,7 @@ makes the compute, or a hash of the compute, and its arguments. ``R`` is that of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,11 @@ class AutoSchedulerDialect:
             raise UnreadableLog(
                 f"{log} holds no auto_scheduler record. Fix: name the dialect that wrote it, or give the log of Ansor"
             )
-        yield from read_records(log, _Reader(info, str(log)).record, report, shard)
+        yield from read_records(log, self.reader(log, info), report, shard)
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """See ``LineDialect``."""
+        return _Reader(info, str(log)).record
 
 
 class _Reader:

@@ -16,7 +16,7 @@ and version 0.1::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,17 @@ _OUTCOMES = {
     7: Outcome.RUN_TIMEOUT,
     8: Outcome.UNKNOWN_ERROR,
 }
+INT8_LANES = 4  # input channels that one dot-product instruction takes
+# Templates whose tile_ic and tile_oc are blocks of channels in memory, and how they lay out weights; those of TVM
+# before 0.7 after them.
+_LAYOUT_WEIGHTS = {
+    "conv2d_NCHWc.x86": "OIHW{i}i{o}o",
+    "conv2d_NCHWc_int8.x86": "OIHW{i4}i{o}o4i",
+    "depthwise_conv2d_NCHWc.x86": "OIHW1i{o}o",
+    "topi_x86_conv2d_NCHWc": "OIHW{i}i{o}o",
+    "topi_x86_conv2d_NCHWc_int8": "OIHW{i4}i{o}o4i",
+    "topi_x86_depthwise_conv2d_NCHWc_from_nchw": "OIHW1i{o}o",
+}
 _DTYPE_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
@@ -70,7 +81,11 @@ class AutoTvmDialect:
             raise UnreadableLog(
                 f"{log} holds no AutoTVM record. Fix: name the dialect that wrote it, or give the log of autotvm tuning"
             )
-        yield from read_records(log, _Reader(info, str(log)).record, report, shard)
+        yield from read_records(log, self.reader(log, info), report, shard)
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """See ``LineDialect``."""
+        return _Reader(info, str(log)).record
 
 
 class _Reader:
@@ -101,14 +116,16 @@ class _Reader:
             raise BadInput(f"not an AutoTVM record ({type(problem).__name__}: {problem})") from None
         if not isinstance(schedule, list) or not all(isinstance(knob, list) and len(knob) == 3 for knob in schedule):
             raise BadInput("config entity is not a list of [name, kind, value]")
+        workload = self._workload(template, args, kwargs)
         return TuningRecord(
-            workload=self._workload(template, args, kwargs),
+            workload=workload,
             target=self._info.target or self._target(target),
             candidate=Candidate(schedule),
             measurement=measurement_of(latencies_s, error, timestamp_s),
             build=f"tvm {build}" if build else self._info.build,
             network=self._info.network,
             log=self._log,
+            variant=layout_of(workload.identity[0], schedule),
         )
 
     def _workload(self, template: Json, args: Json, kwargs: Json) -> Workload:
@@ -171,6 +188,22 @@ def workload_of(identity: list[Json], info: LogInfo) -> Workload:
         weight=info.weights.get(name, 1.0),
         networks=(info.network,) if info.network else (),
     )
+
+
+def layout_of(template: str, schedule: list[Json]) -> str | None:
+    """Layouts of input, weights and output that a schedule chooses: ``NCHW8c OIHW8i16o NCHW16c``.
+
+    None where the template does not leave them to the knobs, or the knobs are missing. A graph is laid out by these:
+    between two operators whose layouts differ lies a transformation. Source: ``conv2d_alter_op.py`` of TVM's x86.
+    """
+    if template not in _LAYOUT_WEIGHTS:
+        return None
+    inner = {knob: value[-1] for knob, kind, value in schedule if kind == "sp" and isinstance(value, list) and value}
+    in_block, out_block = inner.get("tile_ic"), inner.get("tile_oc")
+    if not (isinstance(in_block, int) and isinstance(out_block, int) and min(in_block, out_block) > 0):
+        return None
+    weights = _LAYOUT_WEIGHTS[template].format(i=in_block, i4=in_block // INT8_LANES, o=out_block)
+    return f"NCHW{in_block}c {weights} NCHW{out_block}c"
 
 
 def _describe(operator: Operator | None, args: list[Json]) -> str:

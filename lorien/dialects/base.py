@@ -99,6 +99,14 @@ class LogDialect(Protocol):
         """
 
 
+@runtime_checkable
+class LineDialect(LogDialect, Protocol):
+    """A log dialect whose logs are files of a record a line."""
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """What makes a record of a line of the log, as ``read`` does. It raises ``BadInput`` on a line that is none."""
+
+
 class LogWriter(Protocol):
     """Writes a framework's native log as lines, for a session that appends them. Stateless once made."""
 

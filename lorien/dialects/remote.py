@@ -17,6 +17,10 @@ class DeviceLost(Exception):
     """A device gave no session: nothing of the candidate has run."""
 
 
+class SessionBroken(Exception):
+    """A session was gone before it was closed: the candidate crashed there, or the device is gone too."""
+
+
 @dataclass(frozen=True)
 class Tracker:
     """An RPC tracker and the key that devices of one kind are registered under: ``rpc://host:port/key``.
@@ -105,5 +109,5 @@ class RemoteDialect(LiveDialect, Protocol):
     def at(self, device: Device, timeout_s: float) -> AbstractContextManager[LiveDialect]:
         """The dialect whose ``run`` and ``outputs`` are on the device; the device ends the session after ``timeout_s``.
 
-        Raises ``DeviceLost`` when there is no session to be had.
+        Raises ``DeviceLost`` when there is no session to be had, ``SessionBroken`` when it did not last.
         """

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from lorien.dialects._lines import chunks
 from lorien.dialects.base import LogDialect, ReadReport
 from lorien.errors import BadInput, LorienError, UnreadableLog
 from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
+from lorien.logs.split import split_by_target
 from lorien.records import Json, TuningRecord
 from lorien.target import Target
 
@@ -74,6 +76,7 @@ def ingest(
     dialect: LogDialect,
     target: Target | None = None,
     network: str | None = None,
+    split: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Check the logs at or below the paths, every record of them, and put them in the store.
@@ -86,18 +89,43 @@ def ingest(
         The device; else a ``lorien.json`` beside the log tells it, else the log itself.
     network : str, optional
         The network; else a ``lorien.json`` beside the log tells it, else the name of the file or folder.
+    split : bool
+        Store what a log holds of each target as a log of its own.
 
     Raises
     ------
     UnreadableLog
         There is no log of the dialect under a path, or one without a readable record. Logs before it are stored.
     BadInput
-        A log holds records of several targets and no target is given; a ``lorien.json`` is damaged.
+        A log holds records of several targets, no target is given and it is not to be split; a ``lorien.json`` is
+        damaged; a target is given and logs are to be split.
     StoreUnavailable
         The store cannot be read or written.
     """
-    report = IngestReport()
+    if split and target is not None:
+        raise BadInput(
+            "--target names one device for all records, --split takes them apart. Fix: leave out one of them"
+        )
     logs = list(dict.fromkeys(log for path in paths for log in _found(path, dialect)))
+    if not split:
+        return _ingest(logs, store, dialect, target, network, progress)
+    with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
+        folders = (Path(temporary, str(index)) for index in range(len(logs)))
+        parts = [
+            part for log, folder in zip(logs, folders, strict=True) for part in split_by_target(log, dialect, folder)
+        ]
+        return _ingest(parts, store, dialect, None, network, progress)
+
+
+def _ingest(
+    logs: Sequence[Path],
+    store: LogStore,
+    dialect: LogDialect,
+    target: Target | None,
+    network: str | None,
+    progress: Progress | None,
+) -> IngestReport:
+    report = IngestReport()
     workloads: set[str] = set()
     for done, path in enumerate(logs):
         read = ReadReport()
@@ -204,7 +232,7 @@ def _describe(
     if len(targets) > 1:
         raise BadInput(
             f"{path} holds records of {len(targets)} targets: {', '.join(sorted(targets))}. "
-            "Fix: split it by target, or name the device that measured all of it with --target"
+            "Fix: split it by target with --split, or name the device that measured all of it with --target"
         )
     (found,) = targets.values()
     log = StoredLog(
@@ -312,11 +340,11 @@ def _prefixes(path: Path, sizes: set[int]) -> dict[int, str]:
 
 
 def _n_best(records: Iterable[TuningRecord], n: int) -> list[TuningRecord]:
-    """What of a log can enter a database: ``n`` of each workload and build, however many records there are."""
-    best: dict[tuple[str, str], dict[str, TuningRecord]] = {}
-    slowest_s: dict[tuple[str, str], float] = {}
+    """What of a log can enter a database: ``n`` of each workload, build and variant, however many records there are."""
+    best: dict[tuple[str, str, str | None], dict[str, TuningRecord]] = {}
+    slowest_s: dict[tuple[str, str, str | None], float] = {}
     for record in records:
-        item = record.workload.key, record.build
+        item = record.workload.key, record.build, record.variant
         if not record.measurement.ok or latency_of(record) > slowest_s.get(item, math.inf):
             continue
         kept = best.setdefault(item, {})

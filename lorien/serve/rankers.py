@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+import numpy as np
+
 from lorien.errors import BadInput, LorienError, UnknownTarget
 from lorien.models.predictor import Ranker, load, nearest
 from lorien.models.store import open_models
@@ -63,6 +65,8 @@ class Rankers:
                     continue
                 if known is None or (known.folder, known.model) != (stored.folder, stored.model):
                     known = load(self._store, stored, Target.from_key(key))
+                    # What a process does but once, when it first scores, no request is to wait for.
+                    known.score(np.zeros((1, len(stored.model.features.columns)), np.float32))
                     logger.info("loaded the %s model of %s", dialect, key)
             except (LorienError, OSError) as error:
                 self._problem(f"{dialect}/{key}", error, problems)

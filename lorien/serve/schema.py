@@ -159,6 +159,7 @@ class RecordValue(BaseModel):
     build: str
     network: str | None
     log: str | None
+    variant: Annotated[str | None, Field(description="Data layout or the like that the schedule chooses.")] = None
 
 
 class Records(BaseModel):

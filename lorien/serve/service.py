@@ -42,8 +42,8 @@ R = TypeVar("R")
 
 DELIVERIES_WAITING = 4
 """A search takes seconds, and one runs at a time: who would wait longer is told to come back."""
-MIN_ROWS = 128
-"""Feature rows worth a thread of their own."""
+MIN_ROWS = 1024
+"""Feature rows worth a thread of their own: some milliseconds of them."""
 CHUNK = 64
 """Records of a query that are read and sent at a time."""
 

@@ -24,6 +24,7 @@ def record_to_json(record: TuningRecord) -> dict[str, Json]:
         "build": record.build,
         "network": record.network,
         "log": record.log,
+        "variant": record.variant,
     }
 
 
@@ -37,6 +38,7 @@ def record_from_json(value: Mapping[str, Json]) -> TuningRecord:
         build=value["build"],
         network=value["network"],
         log=value["log"],
+        variant=value.get("variant"),
     )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from lorien.dialects import open_live_dialect
-from lorien.dialects.remote import DeviceLost, Tracker
+from lorien.dialects.remote import DeviceLost, SessionBroken, Tracker
 from lorien.errors import BadInput, LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 _GRACE_S = 10.0
 DEVICE, LOST, NO_DEVICE = "device", "lost", "no device"
 """Keys of messages that are no measurement: the device that was taken; it gave no session; there is none to be had."""
-SPENT_S, RESULT = "spent_s", "result"
-"""Keys of the message that ends a job done on this machine: CPU seconds, and a measurement or null."""
+RESULT, SPENT_S, BROKE = "result", "spent_s", "broke"
+"""Keys of the message that ends a job: a measurement or null; CPU seconds, of a job done on this machine; of one on a
+device, whether its session was gone before it was closed."""
 _DETAIL_CHARS = 500
 LOOKS = ((1, 0.002, 4.0), (2, 0.004, 2.0), (3, 0.01, 1.25))
 """What a candidate goes through before full repeats: so many repeats of so many seconds, and how many times the best
@@ -93,6 +94,7 @@ def _build(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measur
 def _remotely(dialect: LiveDialect, target: Target, job: dict[str, Json], wire: Connection) -> Json:
     """Do a job on a device of a tracker. Which one is said before it begins: the parent may have to end this."""
     farm = cast("RemoteDialect", dialect)  # the parent has looked
+    result, broke = None, False
     try:
         device = farm.take(Tracker(**job["tracker"]), job["avoid"], job["banned"])
         wire.send_bytes(orjson.dumps({DEVICE: device.address}))
@@ -103,9 +105,12 @@ def _remotely(dialect: LiveDialect, target: Target, job: dict[str, Json], wire: 
         return {LOST: str(error)}
     except LorienError as error:
         return {NO_DEVICE: str(error)}
+    except SessionBroken:
+        broke = True
     if result is not None and not result.ok and time.monotonic() - started_s >= job["session_s"]:
+        broke = False
         result = Measurement(Outcome.RUN_TIMEOUT, detail=f"ended by the device after {job['session_s']:g} s")
-    return result and result.to_json()
+    return {RESULT: result and result.to_json(), BROKE: broke}
 
 
 def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:

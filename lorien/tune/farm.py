@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from lorien.dialects import open_live_dialect
@@ -18,6 +18,32 @@ logger = logging.getLogger(__name__)
 DEVICE_WAIT_S = 60.0
 QUARANTINE_FAILURES = 3
 """Failures in a row that were a device's own, after which it gets no more candidates."""
+WITNESSES = 2
+"""Failures on devices that outlived them, after which they are the candidate's."""
+MAX_BROKEN = 3
+"""Devices that were not heard of again after a candidate, until it is taken to be what ends them."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended, beside its result.
+
+    Parameters
+    ----------
+    died : bool
+        The child died, by no doing of its parent.
+    device : str
+        Where it ran; empty on this machine, and when no device was to be had.
+    lost : str
+        Why the device gave no session; empty when it did.
+    broke : bool
+        The device said nothing at the end: the session was gone, or had to be killed long after its time.
+    """
+
+    died: bool = False
+    device: str = ""
+    lost: str = ""
+    broke: bool = False
 
 
 class Judge(Protocol):
@@ -31,21 +57,8 @@ class Judge(Protocol):
     def terms(self, index: int) -> dict[str, Json]:
         """What the child is told beside the job itself."""
 
-    def again(self, index: int, result: Measurement | None, *, died: bool, lost: str, device: str) -> bool:
-        """Whether to do the job once more instead of taking this result.
-
-        Parameters
-        ----------
-        index : int
-        result : Measurement, optional
-            None when it went well and there is nothing to say.
-        died : bool
-            The child died, by no doing of its parent.
-        lost : str
-            Why the device gave no session; empty when it did.
-        device : str
-            Where it ran; empty on this machine, and when no device was to be had.
-        """
+    def again(self, index: int, result: Measurement | None, how: Ending) -> bool:
+        """Whether to do the job once more instead of taking this result, which is None when there is nothing to say."""
 
 
 class OnceMore:
@@ -60,9 +73,9 @@ class OnceMore:
         """See ``Judge``."""
         return {"tracker": None}
 
-    def again(self, index: int, result: Measurement | None, *, died: bool, lost: str, device: str) -> bool:
+    def again(self, index: int, result: Measurement | None, how: Ending) -> bool:
         """See ``Judge``."""
-        if not died or index in self._suspects:
+        if not how.died or index in self._suspects:
             return False
         self._suspects.add(index)
         return True
@@ -122,11 +135,22 @@ class Farm:
             )
 
 
+@dataclass
+class _Failure:
+    """Of a candidate on a device; it counts once the device has been heard of after it."""
+
+    device: str
+    why: str
+    counts: bool
+
+
 class SecondOpinion:
     """``Judge`` of a farm: what failed on one device runs on another before the candidate is blamed.
 
-    Where both fail, it is the candidate's failure, and neither device is blamed for it. Where the second does not, it
-    was the first device's. With one device only, two failures there are the candidate's.
+    A device that died or froze says nothing about the candidate it had: a failure counts when the device outlived it,
+    by its own word or by seeing a later session to its end. Two that count are the candidate's, and no device is
+    blamed. So are three that do not count: it may be the candidate that ends devices. Where a candidate then runs, the
+    devices before are to blame. With one device only, two failures there are the candidate's.
     """
 
     wait_s = DEVICE_WAIT_S
@@ -135,14 +159,16 @@ class SecondOpinion:
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
-        self._suspects: dict[int, tuple[str, str]] = {}
+        self._failures: dict[int, list[_Failure]] = {}
 
     def terms(self, index: int) -> dict[str, Json]:
         """See ``Judge``."""
-        avoid = [self._suspects[index][0]] if index in self._suspects else []
+        failed = [failure.device for failure in self._failures.get(index, ())]
+        anywhere_else = set(self._farm.devices) - self._farm.banned - set(failed)
+        avoid = sorted(set(failed)) if anywhere_else else failed[-1:]
         return {"tracker": asdict(self._farm.tracker), "avoid": avoid, "banned": sorted(self._farm.banned)}
 
-    def again(self, index: int, result: Measurement | None, *, died: bool, lost: str, device: str) -> bool:
+    def again(self, index: int, result: Measurement | None, how: Ending) -> bool:
         """See ``Judge``.
 
         Raises
@@ -151,26 +177,35 @@ class SecondOpinion:
             The tracker does not answer, or no device has been heard of for ``wait_s``.
         """
         farm = self._farm
-        if not device:
+        if not how.device:
             if result is not None and result.outcome is Outcome.UNKNOWN_ERROR:
                 raise DeviceUnavailable(result.detail)
             if time.monotonic() - farm.heard_s >= self.wait_s:
                 raise DeviceUnavailable(self._nobody())
             return True
         farm.heard_s = time.monotonic()
-        if lost:
-            farm.failed(device, lost)
+        if how.lost:
+            farm.failed(how.device, how.lost)
             return True
-        suspect, why = self._suspects.get(index, ("", ""))
+        if not how.broke:
+            self._heard_of(how.device)
+        failures = self._failures.setdefault(index, [])
         if result is None or result.ok:
-            if suspect and suspect != device:
-                farm.failed(suspect, why)
-            farm.worked(device)
+            for failure in failures:
+                if failure.device != how.device:
+                    farm.failed(failure.device, failure.why)
+            farm.worked(how.device)
             return False
-        if suspect:
-            return False
-        self._suspects[index] = (device, f"{result.outcome.value} {result.detail}".strip())
-        return True
+        why = f"{result.outcome.value} {result.detail}".strip()
+        failures.append(_Failure(how.device, why, counts=not how.broke))
+        broken = sum(not failure.counts for failure in failures)
+        return len(failures) - broken < WITNESSES and broken < MAX_BROKEN
+
+    def _heard_of(self, device: str) -> None:
+        """It has seen a session to its end: it outlived all it had before."""
+        for failures in self._failures.values():
+            for failure in failures:
+                failure.counts |= failure.device == device
 
     def _nobody(self) -> str:
         tracker = self._farm.tracker

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lorien.database.jobs import Job, JobState
 from lorien.errors import BadInput, StoreUnavailable
 from lorien.files import atomic_folder
 from lorien.records import Workload, canonical_json
+from lorien.s3 import S3Folder
 from lorien.target import Target
 from lorien.tune.session import Session
 
@@ -102,7 +104,8 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
     Parameters
     ----------
     root : Path
-        The folder of the run: of this machine, or shared by all that work on the run.
+        The folder of the run, shared by all that work on it; or of this machine, where the session may have come
+        from its copy already.
 
     Raises
     ------
@@ -114,10 +117,11 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
     own = root / f"{state.number}.{state.token}"
     try:
         before = [(token, folder) for token, folder in _folders(root, state.number) if token < state.token]
-        if not before:
+        if not before and not own.exists():
             return Session.create(own, job.workloads, job.target)
-        with atomic_folder(own) as copy:
-            shutil.copytree(before[-1][1], copy, dirs_exist_ok=True)
+        if not own.exists():
+            with atomic_folder(own) as copy:
+                shutil.copytree(before[-1][1], copy, dirs_exist_ok=True)
         for _, folder in before:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -129,6 +133,35 @@ def remove_job_sessions(root: Path, number: int) -> None:
     """Remove what a job whose log is in the store left."""
     for _, folder in _folders(root, number):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_sessions(logs: str, run: str, over: Callable[[int], bool]) -> None:
+    """Remove what is left of the jobs of a run whose log is in the store: their worker ended before it could.
+
+    Parameters
+    ----------
+    logs : str
+        The log store.
+    run : str
+    over : callable
+        Whether the log of the job of a number is in the store. Asked only for jobs of which something is left.
+
+    Raises
+    ------
+    StoreUnavailable
+        S3 cannot be read or written.
+    """
+    over = functools.cache(over)
+    if logs.startswith("s3://"):
+        s3, below = S3Folder(logs), f"sessions/{run}/"
+        for page in s3.pages(below):
+            numbers = ((name, name.removeprefix(below).partition("/")[0]) for name in page)
+            s3.delete(name for name, number in numbers if number.isdecimal() and over(int(number)))
+        return
+    with run_folder(logs, run) as root, suppress(FileNotFoundError):
+        for folder in list(root.iterdir()):
+            if (match := _FOLDER.fullmatch(folder.name)) and over(int(match[1])):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folders(root: Path, number: int) -> list[tuple[int, Path]]:

@@ -134,13 +134,16 @@ def tune(
             continue
 
         pending = len(candidates)
-        following = _choose(session, open_, config, measuring=(index, pending))
-        left = _left(session.trials[following], config) - (pending if following == index else 0)
-        room = min(config.batch, config.trials - session.records - pending, left)
+        rooms: dict[int, int] = {}
+        for following in _next(session, open_, config, index, pending):
+            left = _left(session.trials[following], config) - (pending if following == index else 0)
+            rooms[following] = min(config.batch, config.trials - session.records - pending, left)
 
-        def search_ahead(following: int = following, room: int = room) -> None:
-            meet(following)
-            strategy.prepare(session.trials[following].workload, room)
+        def search_ahead(rooms: dict[int, int] = rooms) -> None:
+            for following, room in rooms.items():
+                if room > 0:
+                    meet(following)
+                    strategy.prepare(session.trials[following].workload, room)
 
         measuring_s = time.monotonic()
         acknowledge = functools.partial(_acknowledge, session, index, candidates, watch)
@@ -149,7 +152,7 @@ def tune(
             candidates,
             acknowledge,
             best_s=own.best_s,
-            beside_builds=search_ahead if room > 0 else None,
+            beside_builds=search_ahead,
         )
         report.trials += len(measurements)
         report.measure_s += time.monotonic() - measuring_s
@@ -171,6 +174,15 @@ def _choose(
         latencies_s[open_.index(index)] = [*own.latencies_s, *[own.best_s] * count]
     weights = [session.trials[index].workload.weight for index in open_]
     return open_[SCHEDULERS[config.scheduler](weights, latencies_s, config.batch)]
+
+
+def _next(session: Session, open_: Sequence[int], config: TuneConfig, index: int, count: int) -> list[int]:
+    """The workloads that may be next after ``count`` candidates of one, the likelier first."""
+    following = _choose(session, open_, config, measuring=(index, count))
+    others = [other for other in open_ if other != index]
+    if following != index or not others:
+        return [following]
+    return [following, _choose(session, others, config)]  # should better be found in this one, its turn may be over
 
 
 def _left(own: Trials, config: TuneConfig) -> int:

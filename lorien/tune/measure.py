@@ -30,8 +30,8 @@ from lorien.errors import LorienError
 from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
-from lorien.tune._child import DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
-from lorien.tune.farm import Farm, Judge, OnceMore
+from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
+from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from lorien.tune._child import main; main(int(sys.argv[1]))"
 _START_TIMEOUT_S = 120.0
@@ -273,7 +273,8 @@ class Measurer:
             wait([child.wire for child in busy], max(0.0, min(child.deadline_s for child in busy) - time.monotonic()))
             for child in busy:
                 for index, result in child.answers():
-                    if judge.again(index, result, died=child.died, lost=child.lost, device=child.device):
+                    how = Ending(child.died, child.device, child.lost, child.broke)
+                    if judge.again(index, result, how):
                         waiting.appendleft((index, jobs[index]))
                     else:
                         yield index, result, child.spent_s
@@ -317,7 +318,7 @@ class _Child:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
             )
-        self.dead = self.died = False
+        self.dead = self.died = self.broke = False
         self.device = self.lost = ""
         self.jobs = 0
         self.spent_s = 0.0
@@ -329,7 +330,7 @@ class _Child:
     def give(self, index: int, job: Json, timeout_s: float, wait_s: float) -> None:
         """Send a job to an idle child. Its time begins with its device, for which it waits ``wait_s``."""
         self.jobs += 1
-        self.device = self.lost = ""
+        self.device, self.lost, self.broke = "", "", False
         self._job = index
         self._said_before = self._log.stat().st_size
         self._overrun = Outcome.BUILD_TIMEOUT if job["do"] == "build" else Outcome.RUN_TIMEOUT
@@ -363,8 +364,9 @@ class _Child:
                     self.deadline_s = time.monotonic() + self._timeout_s
                     return
                 self.idle = True
-                if value and SPENT_S in value:
-                    self.spent_s, value = value[SPENT_S], value[RESULT]
+                if value and RESULT in value:
+                    self.spent_s, self.broke = value.get(SPENT_S, self.spent_s), value.get(BROKE, False)
+                    value = value[RESULT]
                 if value and (LOST in value or NO_DEVICE in value):
                     self.lost = value.get(LOST, "")
                     value = Measurement(Outcome.UNKNOWN_ERROR, detail=self.lost or value[NO_DEVICE]).to_json()
@@ -373,6 +375,7 @@ class _Child:
                     self.kill()  # what it could not free would count against the next
         elif time.monotonic() >= self.deadline_s:
             self.kill()
+            self.broke = True
             result = Measurement(self._overrun, detail=f"killed after {self._timeout_s:g} s")
         else:
             return
@@ -391,7 +394,7 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):  # the socket closes a little before the process ends
             self._process.wait(_EXIT_TIMEOUT_S)
         self.kill()
-        self.died = True
+        self.died = self.broke = True
         code = self._process.returncode
         said = self._log.read_bytes()[self._said_before :][-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
         if code == -signal.SIGKILL:

@@ -3,7 +3,8 @@
 ``sessions/<name>/copy.json`` names its owner, and the pieces of each file in order. A piece is an object that never
 changes: what a file grew by is a new one, together with the last when that was small, so that pieces stay few.
 ``copy.json`` is written after them, on condition that nobody else wrote it: a session that is resumed elsewhere has
-another owner, and the one before can write no more.
+another owner, and the one before can write no more. Each owner has a higher token than the one before: whoever resumes
+a session by hand takes the next, a worker has that of its lease, and cannot take a job's copy from a later lease.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ COPY = "copy.json"
 COPY_VERSION = 1
 PIECE_BYTES = 1 << 20
 """A last piece below this is sent again with what follows it: no more than so much is ever sent twice."""
-EVERY_S = 30.0
+EVERY_S = 15.0
+"""Trials of so many seconds are measured again when a machine is lost."""
+TAKE_TRIES = 5
+"""Times that the copy of one who still sends is read again."""
 
 
 class Piece(TypedDict):
@@ -43,16 +47,32 @@ class Piece(TypedDict):
     sha256: str
 
 
+class _Moved(Exception):
+    """The copy changed while it was read: its owner still sends."""
+
+
 class RemoteSession:
     """The copy of the session in a local ``folder``, below ``sessions/`` of a log store in S3.
 
-    One process of a machine at a time; ``take_over`` comes before the session is opened.
+    One process of a machine at a time; ``taken_over`` comes before the session is opened.
+
+    Parameters
+    ----------
+    url : str
+        The log store.
+    folder : Path
+    name : str, optional
+        Of the copy; else the folder's.
+    token : int, optional
+        Of the lease under which a job is worked on.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *, name: str = "", token: int | None = None) -> None:
         self._s3 = S3Folder(url)
         self._folder = folder
-        self._below = f"sessions/{folder.name}"
+        self._below = f"sessions/{name or folder.name}"
+        self._lease = token
+        self._token = token or 0
         self._pieces: dict[str, list[Piece]] = {}
         self._written: Object | None = None
         self._owner = uuid.uuid4().hex
@@ -66,8 +86,8 @@ class RemoteSession:
         Raises
         ------
         BadInput
-            There is a copy and ``resume`` is False, another process of this machine has it, a piece was removed, or
-            the local folder and the copy went different ways.
+            There is a copy and ``resume`` is False, another process of this machine or a later lease has it, a piece
+            was removed, or the local folder and the copy went different ways.
         SchemaMismatch, ChecksumMismatch
             Another Lorien wrote the copy; a piece is not what was sent.
         StoreUnavailable
@@ -80,17 +100,31 @@ class RemoteSession:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BadInput(f"another process writes {self._folder}. Fix: wait for it, or stop it") from None
-            self._written = self._s3.read(f"{self._below}/{COPY}")
-            if self._written is not None:
-                if not resume:
-                    raise BadInput(
-                        f"{self._s3.url}/{self._below} is a session of these workloads. Fix: --resume goes on with it; "
-                        "to tune anew, give other --logs"
-                    )
-                self._pieces = self._parsed(self._written)
-                self._restore()
-            self._write(self._pieces)
+            for left in reversed(range(TAKE_TRIES)):
+                try:
+                    self._take(resume=resume)
+                    break
+                except _Moved as moved:
+                    if not left:
+                        raise BadInput(str(moved)) from None
             yield
+
+    def _take(self, *, resume: bool) -> None:
+        self._written = self._s3.read(f"{self._below}/{COPY}")
+        if self._written is not None:
+            if not resume:
+                raise BadInput(
+                    f"{self._s3.url}/{self._below} is a session of these workloads. Fix: --resume goes on with it; "
+                    "to tune anew, give other --logs"
+                )
+            self._pieces, before = self._parsed(self._written)
+            if self._lease is None:
+                self._token = before + 1
+            elif self._lease <= before:
+                raise self._gone()
+            self._restore()
+        if not self._write(self._pieces):
+            raise _Moved(str(self._gone()))
 
     @contextmanager
     def following(self, every_s: float = EVERY_S) -> Iterator[None]:
@@ -119,6 +153,8 @@ class RemoteSession:
         try:
             self.send()
         except StoreUnavailable as error:
+            if self._lease is not None:
+                raise
             raise StoreUnavailable(
                 f"{error}. All trials are in {self._folder}: the same command with --resume sends them"
             ) from error
@@ -137,9 +173,20 @@ class RemoteSession:
             # The details last: no record is without its own.
             for path in sorted(self._folder.iterdir(), key=lambda path: (path.name == DETAILS, path.name)):
                 pieces[path.name] = self._grown(path, self._pieces.get(path.name, []), replaced)
-            if pieces != self._pieces:
-                self._write(pieces)
-                self._s3.delete(f"{self._below}/{name}" for name in replaced)
+            if pieces == self._pieces:
+                return
+            if not self._write(pieces):
+                known = {piece["name"] for parts in self._pieces.values() for piece in parts}
+                new = {piece["name"] for parts in pieces.values() for piece in parts} - known
+                self._lost = self._gone()
+                self._s3.delete(f"{self._below}/{name}" for name in new)
+                raise self._lost
+            self._s3.delete(f"{self._below}/{name}" for name in replaced)
+
+    def remove(self) -> None:
+        """Remove the copy, of a session whose log is in the store."""
+        for page in self._s3.pages(f"{self._below}/"):
+            self._s3.delete(page)
 
     def _follow(self, stop: threading.Event, every_s: float) -> None:
         while not stop.wait(every_s) and self._lost is None:
@@ -174,29 +221,34 @@ class RemoteSession:
         self._s3.write(f"{self._below}/{piece['name']}", content, None)
         return piece
 
-    def _write(self, pieces: dict[str, list[Piece]]) -> None:
-        content = orjson.dumps({"version": COPY_VERSION, "owner": self._owner, "files": pieces})
+    def _write(self, pieces: dict[str, list[Piece]]) -> bool:
+        """Make these the copy; False when somebody else wrote it."""
+        about = {"version": COPY_VERSION, "owner": self._owner, "token": self._token, "files": pieces}
+        content = orjson.dumps(about)
         place = f"{self._below}/{COPY}"
         for _ in range(2):
             self._s3.write(place, content, self._written)
             found = self._s3.read(place)
             if found is not None and found.content == content:
                 self._written, self._pieces = found, pieces
-                return
+                return True
             if found is None or f'"owner":"{self._owner}"'.encode() not in found.content:
                 break
             self._written = found  # Of an earlier request of ours, whose answer was lost.
-        self._lost = BadInput(
+        return False
+
+    def _gone(self) -> BadInput:
+        return BadInput(
             f"another process goes on with {self._s3.url}/{self._below}. The trials of this one are in "
             f"{self._folder}. Fix: lorien ingest that folder to keep them"
         )
-        raise self._lost
 
-    def _parsed(self, found: Object) -> dict[str, list[Piece]]:
+    def _parsed(self, found: Object) -> tuple[dict[str, list[Piece]], int]:
+        """Pieces and token of a copy."""
         where = f"{self._s3.url}/{self._below}/{COPY}"
         try:
             value = orjson.loads(found.content)
-            version = value["version"]
+            version, token = value["version"], int(value.get("token", 0))
             pieces = {
                 str(name): [Piece(name=str(p["name"]), bytes=int(p["bytes"]), sha256=str(p["sha256"])) for p in parts]
                 for name, parts in value["files"].items()
@@ -209,7 +261,7 @@ class RemoteSession:
             )
         if any("/" in name or name in ("", "..", ".") for name in pieces):
             raise BadInput(f"{where} names files of other folders. Fix: remove it")
-        return pieces
+        return pieces, token
 
     def _restore(self) -> None:
         """Bring the local folder up to the copy, unless it is further."""
@@ -232,7 +284,7 @@ class RemoteSession:
         place = f"{self._below}/{piece['name']}"
         found = self._s3.read(place)
         if found is None:
-            raise BadInput(
+            raise _Moved(
                 f"{self._s3.url}/{place} is gone: another machine is sending to this session, or it was removed. "
                 "Fix: run again; if that does not help, tune into other --logs"
             )

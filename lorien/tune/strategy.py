@@ -64,6 +64,7 @@ class RankedSearch:
 
     def prepare(self, workload: Workload, count: int) -> None:
         """See ``Strategy``."""
+        self._model.warm_up()
         if workload.key not in self._found:
             score = self._model.score if self._model.ready(workload.key) else None
             self._seed += 1

@@ -32,10 +32,10 @@ from lorien.logs.ingest import publish
 from lorien.models import load_ranker
 from lorien.records import Measurement, TuningRecord
 from lorien.target import Target
-from lorien.tune.copies import JobCopies
 from lorien.tune.jobs import JobOptions, open_job_session, remove_job_sessions, run_folder
 from lorien.tune.loop import TuneConfig, tune
 from lorien.tune.measure import MeasureConfig, Measurer
+from lorien.tune.remote import RemoteSession
 from lorien.tune.session import Session
 from lorien.tune.strategy import open_strategy
 
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 HEARTBEATS_PER_LEASE = 4
 QUARANTINE_FAILURES = 3
 """Jobs in a row that fail on a device before it gets no more, until it is released."""
+MAX_PAUSE_S = 60.0
+"""The longest that a worker waits, after jobs in a row that failed because a store could not be reached."""
 
 
 class Lease:
@@ -134,12 +136,17 @@ def run_worker(config: WorkerConfig) -> Iterator[JobState]:
     Raises
     ------
     BadInput
-        There is no such run.
+        There is no such run, or it has no jobs for this target.
     """
     with ExitStack() as stack:
         table = stack.enter_context(open_jobs(config.db, create=False))
         database = stack.enter_context(open_database(config.db, create=False))
-        queue = JobQueue(table, find_run(table, config.run))
+        run = find_run(table, config.run)
+        if config.target not in run.targets:
+            raise BadInput(
+                f"run {config.run!r} has no jobs for {config.target}. Fix: --target of {', '.join(run.targets)}"
+            )
+        queue = JobQueue(table, run)
         host = socket.gethostname()
         worker = Worker(
             table=table,
@@ -148,7 +155,7 @@ def run_worker(config: WorkerConfig) -> Iterator[JobState]:
             name=f"{config.place or host}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
             device=f"{host}/{config.target}",
             root=stack.enter_context(run_folder(config.logs, config.run)),
-            copies=JobCopies(config.logs, config.run) if config.logs.startswith("s3://") else None,
+            copies=config.logs if config.logs.startswith("s3://") else None,
             logs=open_logs(config.logs),
             database=database,
         )
@@ -175,8 +182,10 @@ class Worker:
         Where the log of each job goes.
     database : ScheduleDatabase
         Where the best schedules of each job go.
-    copies : JobCopies, optional
-        Where the sessions outlive this machine, when ``root`` is not shared.
+    copies : str, optional
+        URL of the log store in S3 that has copies of the sessions, when ``root`` is not shared.
+    sleep : callable
+        Waits for a store that cannot be reached.
     """
 
     table: JobTable
@@ -187,7 +196,8 @@ class Worker:
     root: Path
     logs: LogStore
     database: ScheduleDatabase
-    copies: JobCopies | None = None
+    copies: str | None = None
+    sleep: Callable[[float], None] = time.sleep
     _measurer: Measurer | None = field(default=None, init=False)
     _failures: int = field(default=0, init=False)
 
@@ -202,13 +212,14 @@ class Worker:
             The device is in quarantine.
         """
         options = JobOptions(**self.queue.run.options)
+        outages = 0
         try:
             while True:
                 self._failures = self.table.failures(self.device)
                 if self._failures >= QUARANTINE_FAILURES:
                     raise BadInput(
                         f"device {self.device} failed too often in a row and gets no more jobs. "
-                        f"Fix: mend it, then lorien jobs release {self.device}"
+                        f"Fix: mend it, then lorien jobs release {self.device} --db URL"
                     )
                 claimed_s = _now_s()
                 state = self.queue.claim(self.name, self.target, time.time())
@@ -219,8 +230,12 @@ class Worker:
                         self._do(lease, options)
                 except LeaseLost as lost:
                     logger.warning("%s", lost)
-                else:
-                    yield lease.state
+                    continue
+                yield lease.state
+                # Else an outage of some seconds would use up the tries of every job there is.
+                outages = outages + 1 if lease.state.error is JobError.UNAVAILABLE else 0
+                if outages:
+                    self.sleep(min(2.0**outages, MAX_PAUSE_S))
         finally:
             self._end_measurer()
 
@@ -234,47 +249,51 @@ class Worker:
                 lease.change(self.queue.give_back)
             raise
         except Exception as error:
-            self._end_measurer()
             kind, again = _kind(error)
+            if kind is JobError.UNEXPECTED:
+                self._end_measurer()
             logger.warning("job %d failed: %s", lease.state.number, error, exc_info=kind is JobError.UNEXPECTED)
             detail = str(error) or repr(error)
             lease.change(lambda state: self.queue.fail(state, kind, detail, again=again))
-            if again:
+            if kind is JobError.UNEXPECTED:
                 self.table.count_failure(self.device)
             return
         if ran:
             lease.change(self.queue.finish)
-            self._remove(lease.state.number)
+            self._remove(lease.state)
             if self._failures:
                 self.table.forget_failures(self.device)
         else:
             detail = "no candidate could be measured; the log says how each failed"
             lease.change(lambda state: self.queue.fail(state, JobError.NOTHING_RAN, detail, again=False))
-            self._remove(lease.state.number)
+            self._remove(lease.state)
             self.table.count_failure(self.device)
 
-    def _remove(self, number: int) -> None:
+    def _remove(self, state: JobState) -> None:
         """Remove what a job left whose log is in the store."""
-        remove_job_sessions(self.root, number)
+        remove_job_sessions(self.root, state.number)
         if self.copies is not None:
-            self.copies.remove(number)
+            self._copy(self.copies, state).remove()
+
+    def _copy(self, url: str, state: JobState) -> RemoteSession:
+        folder = self.root / (state.sealed or f"{state.number}.{state.token}")
+        return RemoteSession(url, folder, name=f"{state.run}/{state.number}", token=state.token)
 
     def _tuned(self, lease: Lease, options: JobOptions) -> bool:
         """Tune and publish; whether anything ran."""
-        copies = self.copies
-        if copies is not None:
-            copies.fetch(self.root, lease.state)
-        if not lease.state.sealed:
-            job = self.table.job(lease.state.run, lease.state.number)
-            with open_job_session(self.root, job, lease.state) as session:
-                with copies.following(session.folder) if copies is not None else nullcontext():
-                    self._tune(session, lease, options)
-                folder, records = session.folder, session.records
-            lease.change(lambda state: self.queue.seal(state, folder.name, records))
-        with Session(self.root / lease.state.sealed) as session:
-            if session.records:
-                self._publish(session)
-            return session.outcomes["ok"] > 0
+        copy = self._copy(self.copies, lease.state) if self.copies is not None else None
+        with copy.taken_over(resume=True) if copy is not None else nullcontext():
+            if not lease.state.sealed:
+                job = self.table.job(lease.state.run, lease.state.number)
+                with open_job_session(self.root, job, lease.state) as session:
+                    with copy.following() if copy is not None else nullcontext():
+                        self._tune(session, lease, options)
+                    folder, records = session.folder, session.records
+                lease.change(lambda state: self.queue.seal(state, folder.name, records))
+            with Session(self.root / lease.state.sealed) as session:
+                if session.records:
+                    self._publish(session)
+                return session.outcomes["ok"] > 0
 
     def _publish(self, session: Session) -> None:
         """The log to the log store, and its best schedules to the database: now it is known where their log is."""

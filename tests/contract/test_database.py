@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,8 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -25,6 +28,7 @@ from lorien.target import Target
 
 # Amazon's own has a licence to accept: it takes part when DYNAMODB_LOCAL names the folder of DynamoDBLocal.jar.
 BACKENDS = ("sqlite", "dynalite", "moto", *(["dynamodb_local"] if "DYNAMODB_LOCAL" in os.environ else ()))
+GOLDEN = Path(__file__).parents[1] / "golden"
 FORK = multiprocessing.get_context("fork")
 TARGET = Target.parse("cuda -arch=sm_86")
 
@@ -42,11 +46,13 @@ def made(
     network: str | None = None,
     dialect: str = "autotvm",
     pad: int = 0,
+    variant: str | None = None,
 ) -> TuningRecord:
     """A record that ran in ``latency_s``, or failed when that is None."""
     measurement = Measurement(Outcome.RUN_ERROR) if latency_s is None else Measurement(Outcome.OK, (latency_s,))
     operator = Workload(dialect, f"dense{workload}", ["dense", [workload]])
-    return TuningRecord(operator, target, Candidate([candidate, "x" * pad]), measurement, build, network)
+    schedule = Candidate([candidate, "x" * pad])
+    return TuningRecord(operator, target, schedule, measurement, build, network, variant=variant)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -182,6 +188,46 @@ def test_an_item_too_large_loses_its_slowest(database: ScheduleDatabase, caplog:
     assert kept(database, workload=1) == []
 
 
+def test_the_n_best_of_each_variant_stay(url: str) -> None:
+    with open_database(url, create=True, n_best=2) as database:
+        records = [made(1.0 + i, i, variant=f"NCHW{8 * (1 + i % 3)}c") for i in range(9)]
+        assert [database.put(record) for record in reversed(records)] == [True] * 9
+        stored = list(database.query())
+        assert [(record.variant, record.measurement.latency_s) for record in stored] == [
+            ("NCHW8c", 1.0), ("NCHW16c", 2.0), ("NCHW24c", 3.0), ("NCHW8c", 4.0), ("NCHW16c", 5.0), ("NCHW24c", 6.0),
+        ]  # fmt: skip
+        assert stored == records[:6]
+        assert database.best(TARGET, records[0].workload.key) == records[:1]
+        assert database.put_many(records) == 0
+
+
+def test_an_item_too_large_keeps_the_best_of_every_variant(
+    database: ScheduleDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    fifth = MAX_ITEM_BYTES // 5
+    records = [made(1.0 + i, i, pad=fifth, variant="ab"[i >= 4]) for i in range(8)]
+    database.put_many(records)
+    assert [record.candidate.schedule[0] for record in database.query()] == [0, 1, 4, 5]
+    assert "do not fit" in caplog.text
+
+
+def test_a_database_of_before_variants_reads_and_learns_them(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript((GOLDEN / "schedules_v1.sql").read_text())
+    with open_database(f"sqlite:///{tmp_path}/old.db", create=False) as database:
+        first, second, other = old = list(database.query())
+        assert [record.key[:8] for record in old] == ["ca450410", "7259d19c", "2bdaf98f"]
+        assert {record.variant for record in old} == {None}
+        assert database.put_many([replace(first, variant="a"), replace(second, variant="a")]) == 0
+        third = replace(first, candidate=Candidate([]), variant="b")
+        assert database.put(third)
+        found = database.query(workload=first.workload.key)
+        assert sorted((r.key, r.variant) for r in found) == sorted(
+            [(first.key, "a"), (second.key, "a"), (third.key, "b")]
+        )
+        assert list(database.query(workload=other.workload.key)) == [other]
+
+
 def test_stats(database: ScheduleDatabase) -> None:
     database.put_many(made(1.0, i, workload=i % 2, target=TARGET) for i in range(6))
     stats = database.stats()
@@ -205,17 +251,26 @@ Puts = st.lists(st.tuples(st.integers(0, 6), st.sampled_from([1.0, 2.0, 3.0])), 
 @given(Puts, st.randoms(use_true_random=False), st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_the_rule_does_not_depend_on_the_order(puts: list[tuple[int, float]], random: object, n_best: int) -> None:
+    def variant_of(candidate: int, latency_s: float) -> TuningRecord:
+        return made(latency_s, candidate, variant=(None, "NCHW8c", "NCHW16c")[candidate % 3])
+
     def after(order: list[tuple[int, float]]) -> list[tuple[str, float]]:
         item = None
         for candidate, latency_s in order:
-            (new,) = new_items([made(latency_s, candidate)])
+            (new,) = new_items([variant_of(candidate, latency_s)])
             item, _ = merge(item, new, n_best)
         return [(entry["key"], entry["latency_s"]) for entry in item.entries] if item else []
 
     shuffled = list(puts)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     fastest = {candidate: min(s for c, s in puts if c == candidate) for candidate, _ in puts}
-    exact = sorted((s, made(s, candidate).key) for candidate, s in fastest.items())[:n_best]
+    of_each = [
+        sorted((s, variant_of(candidate, s).key) for candidate, s in fastest.items() if candidate % 3 == variant)[
+            :n_best
+        ]
+        for variant in range(3)
+    ]
+    exact = sorted(itertools.chain(*of_each))
     assert after(puts) == after(shuffled) == [(key, s) for s, key in exact]
 
 

@@ -17,6 +17,7 @@ from lorien.dialects import open_dialect
 from lorien.dialects.base import ReadReport
 from lorien.logs import open_logs
 from lorien.s3 import S3Folder
+from lorien.tune.remote import COPY
 
 pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
 
@@ -118,6 +119,16 @@ def check(logs):
     return lines
 
 
+def copied(logs):
+    """Records in the copies of sessions."""
+    s3, lines = S3Folder(logs), set()
+    for name in (name for page in s3.pages("sessions/r/") for name in page if name.endswith(f"/{COPY}")):
+        pieces = orjson.loads(s3.read(name).content)["files"].get("database_tuning_record.json", ())
+        for piece in pieces:
+            lines.update(s3.read(name.replace(COPY, piece["name"])).content.splitlines())
+    return lines
+
+
 def test_workers_that_die_and_hang_lose_nothing(command, aws, queue):
     arguments, db, logs = command
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
@@ -153,9 +164,7 @@ def test_an_interrupt_ends_the_workers_and_the_next_run_goes_on(command, aws, qu
     while any(job["status"] == "RUNNING" for job in batch_states(aws, queue).values()):
         assert time.monotonic() < until_s
         time.sleep(0.1)
-    copies = S3Folder(logs)
-    names = [name for page in copies.pages("sessions/r/") for name in page if name.endswith("tuning_record.json.copy")]
-    kept = {line for name in names for line in copies.read(name).content.splitlines()}
+    kept = copied(logs)
     store = open_logs(logs)
     for log in store.list():  # of jobs that were done by then
         with store.local(log) as path:

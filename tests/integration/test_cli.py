@@ -110,6 +110,56 @@ def test_logs_to_scores(log: Path, tmp_path: Path, stores: tuple[str, ...]) -> N
     assert result("database", "stats", database) == result("database", "stats", backup)
 
 
+def test_best_only_logs_of_many_devices(tmp_path: Path) -> None:
+    """As TopHub has them: the best record of each workload, many devices in a file, lines of two versions."""
+    conv = [["TENSOR", [1, 64, 56, 56], "float32"], ["TENSOR", [64, 64, 3, 3], "float32"], [1, 1], [1, 1, 1, 1], [1, 1]]
+
+    def line(target: str, template: str, args: list[Any], entity: list[Any], version: str | None) -> str:
+        config = {"index": 12, "code_hash": None, "entity": entity}
+        row = {
+            "input": [target, template, args, {}],
+            "config": config,
+            "result": [[2e-3], 0, 3.1, 1.6e9],
+            "version": 0.2,
+        }
+        return json.dumps(row | ({"tvm_version": version} if version else {}))
+
+    def old_line(target: str, task: str, args: list[Any], entity: list[Any]) -> str:
+        config = {"i": 12, "t": "direct", "c": None, "e": entity}
+        return json.dumps({"i": [target, task, args, {}, [task, *args], config], "r": [[1e-3], 0, 0, 0], "v": 0.1})
+
+    tile = ["tile_f", "sp", [-1, 2, 8, 4]]
+    blocks = [["tile_ic", "sp", [-1, 16]], ["tile_oc", "sp", [-1, 32]], ["tile_ow", "sp", [-1, 8]]]
+    ti = "cuda -keys=cuda,gpu -max_num_threads=1024 -model=1080ti"
+    rock, titan = "llvm -device=arm_cpu -model=rk3399 -target=aarch64-linux-gnu", "cuda -model=titanx"
+    log = tmp_path / "tophub_v0.10.log"
+    lines = [
+        line(ti, "conv2d_nchw.cuda", [*conv, "float32"], [tile], "0.7.dev1"),
+        line(ti, "conv2d_nchw_winograd.cuda", [*conv, "float32"], [tile], None),
+        old_line(titan, "topi_nn_conv2d", [*conv, "NCHW", "float32"], [tile]),
+        line("llvm -keys=cpu -mcpu=core-avx2", "conv2d_NCHWc.x86", [*conv, "NCHW", "NCHW", "float32"], blocks, "0.8.0"),
+        old_line(rock, "topi_nn_conv2d", [*conv, "NCHW", "float32"], [["tile_co", "sp", [8, 8]]]),
+    ]  # fmt: skip
+    log.write_text("\n".join(lines) + "\n")
+    logs, database = tmp_path / "logs", f"sqlite:///{tmp_path}/best.db"
+    refused = lorien("ingest", log, "--dialect", "autotvm", "--logs", logs)
+    assert refused.returncode == 1
+    assert "--split" in refused.stderr
+    taken = result("ingest", log, "--dialect", "autotvm", "--logs", logs, "--split")
+    assert (taken["records"], taken["workloads"], taken["unreadable"], len(taken["logs"])) == (5, 4, 0, 4)
+    assert result("commit", "--logs", logs, "--db", database) == {"records": 5, "committed": 5}
+    found = result("query", "--db", database, "--variants")["records"]
+    assert {(record["target"], record["build"], record["variant"]) for record in found} == {
+        ("cuda-model_1080ti", "tvm 0.7.dev1", None),
+        ("cuda-model_1080ti", "unknown", None),
+        ("cuda-model_titanx", "unknown", None),
+        ("llvm-mcpu_core-avx2", "tvm 0.8.0", "NCHW16c OIHW16i32o NCHW32c"),
+        ("llvm-device_arm_cpu-model_rk3399-mtriple_aarch64-linux-gnu", "unknown", None),
+    }
+    (only,) = result("query", "--db", database, "--target", titan)["records"]
+    assert (only["latency_s"], only["schedule"]) == (1e-3, [tile])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

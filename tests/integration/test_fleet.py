@@ -22,7 +22,7 @@ from lorien.dialects.base import ReadReport
 from lorien.dialects.metaschedule.workload import workload_of
 from lorien.logs import open_logs
 
-pytestmark = pytest.mark.skipif(
+long = pytest.mark.skipif(
     "LORIEN_FLEET" not in os.environ, reason="minutes of runs with kills: set LORIEN_FLEET=1 to run them"
 )
 
@@ -40,20 +40,16 @@ def workload(size):
     return workload_of(module, f"matmul{size}", networks=("small",))
 
 
-@pytest.fixture(scope="module")
-def workloads(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fleet") / "workloads.jsonl"
-    path.write_bytes(b"".join(orjson.dumps(workload(size).to_json()) + b"\n" for size in SIZES))
-    return path
-
-
 class Fleet:
     """A run, its database and its logs, and what happens to it."""
 
-    def __init__(self, folder, workloads, *options, lease_s=2):
+    def __init__(self, folder, *options, sizes=SIZES, lease_s=2):
+        self.jobs = len(sizes)
         self.logs, self.db = folder / "logs", f"sqlite:///{folder}/fleet.db"
+        workloads = folder / "workloads.jsonl"
+        workloads.write_bytes(b"".join(orjson.dumps(workload(size).to_json()) + b"\n" for size in sizes))
         self.command = ["tune", workloads, "--logs", self.logs, "--db", self.db, "--run", "r", *options]
-        self.command += ["--trials", TRIALS * len(SIZES), "--strategy", "replay", "--batch", 2]
+        self.command += ["--trials", TRIALS * self.jobs, "--strategy", "replay", "--batch", 2]
         self.command += ["--lease", lease_s, "--json"]
         self.acknowledged = set()
 
@@ -93,10 +89,10 @@ class Fleet:
 
     def check(self, answer):
         """Every job is done, nothing acknowledged is lost, nothing is there twice."""
-        assert answer["jobs"] == {"done": len(SIZES)}
+        assert answer["jobs"] == {"done": self.jobs}
         store = open_logs(str(self.logs))
         stored = list(store.list())
-        assert len(stored) == len(SIZES)
+        assert len(stored) == self.jobs
         lines = []
         for log in stored:
             with store.local(log) as path:
@@ -104,11 +100,11 @@ class Fleet:
                 records = list(open_dialect(log.dialect).read(path, log.info, ReadReport()))
                 keys = [(record.workload.key, record.candidate.key) for record in records]
                 assert len(set(keys)) == len(keys) == TRIALS
-        assert len(set(lines)) == len(lines) == answer["trials"] == TRIALS * len(SIZES)
+        assert len(set(lines)) == len(lines) == answer["trials"] == TRIALS * self.jobs
         assert self.acknowledged <= set(lines)
         assert not list((self.logs / "sessions" / "r").iterdir())
         with open_database(self.db) as database:
-            assert database.stats().workloads == len(SIZES)
+            assert database.stats().workloads == self.jobs
 
 
 def running(states):
@@ -125,8 +121,38 @@ def lorien(*arguments):
     return subprocess.run([*LORIEN, *map(str, arguments)], capture_output=True, text=True, timeout=GIVE_UP_S)
 
 
-def test_workers_and_the_driver_killed_on_this_machine(tmp_path, workloads):
-    fleet = Fleet(tmp_path, workloads)
+def test_a_worker_killed_on_this_machine(tmp_path):
+    fleet = Fleet(tmp_path, sizes=SIZES[:2])
+    with fleet.driver() as process:
+        psutil.Process(fleet.worker(fleet.wait_for(running, process))).kill()
+        fleet.check(done(process))
+
+
+def test_a_worker_killed_on_a_ray_cluster_that_only_this_machine_reaches(tmp_path):
+    fleet = Fleet(tmp_path, "--executor", "ray", sizes=SIZES[:2])
+    with fleet.driver() as process:
+        killed = fleet.worker(fleet.wait_for(running, process))
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        psutil.Process(killed).kill()
+        listening = [wire.laddr.ip for own in family for wire in connections(own) if wire.status == psutil.CONN_LISTEN]
+        assert len(listening) > 3
+        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+        raylet = next(own for own in family if own.name() == "raylet")
+        assert raylet.environ()["RAY_AUTH_MODE"] == "token"
+        assert len(raylet.environ()["RAY_AUTH_TOKEN"]) == 64
+        fleet.check(done(process))
+
+
+def connections(process):
+    """Its sockets; none when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.net_connections(kind="inet")
+    return []
+
+
+@long
+def test_workers_and_the_driver_killed_on_this_machine(tmp_path):
+    fleet = Fleet(tmp_path)
     with fleet.driver() as process:
         killed = fleet.worker(fleet.wait_for(running, process))
         psutil.Process(killed).kill()
@@ -148,8 +174,9 @@ def test_workers_and_the_driver_killed_on_this_machine(tmp_path, workloads):
     assert run["run"] == "r"
 
 
-def test_a_worker_stopped_longer_than_its_lease_writes_nothing_when_it_wakes(tmp_path, workloads):
-    fleet = Fleet(tmp_path, workloads, "--workers", 2)
+@long
+def test_a_worker_stopped_longer_than_its_lease_writes_nothing_when_it_wakes(tmp_path):
+    fleet = Fleet(tmp_path, "--workers", 2)
     with fleet.driver() as process:
         states = fleet.wait_for(running, process)
         stopped = fleet.worker(states)
@@ -161,8 +188,9 @@ def test_a_worker_stopped_longer_than_its_lease_writes_nothing_when_it_wakes(tmp
         fleet.check(done(process))
 
 
-def test_cancel_and_retry(tmp_path, workloads):
-    fleet = Fleet(tmp_path, workloads)
+@long
+def test_cancel_and_retry(tmp_path):
+    fleet = Fleet(tmp_path)
     with fleet.driver() as process:
         fleet.wait_for(running, process)
         cancelled = json.loads(lorien("jobs", "cancel", "r", "--db", fleet.db, "--json").stdout)
@@ -175,8 +203,9 @@ def test_cancel_and_retry(tmp_path, workloads):
         fleet.check(done(process))
 
 
-def test_an_interrupt_gives_the_jobs_back(tmp_path, workloads):
-    fleet = Fleet(tmp_path, workloads, lease_s=600)
+@long
+def test_an_interrupt_gives_the_jobs_back(tmp_path):
+    fleet = Fleet(tmp_path, lease_s=600)
     with fleet.driver() as process:
         fleet.wait_for(running, process)
         process.send_signal(signal.SIGINT)
@@ -201,11 +230,12 @@ def cluster():
         made.shutdown()
 
 
-def test_workers_nodes_and_the_driver_killed_on_a_ray_cluster(tmp_path, workloads, cluster):
+@long
+def test_workers_nodes_and_the_driver_killed_on_a_ray_cluster(tmp_path, cluster):
     device = {resolve_target("native", "metaschedule").key: 1}
     nodes = [cluster.add_node(num_cpus=1, resources=device) for _ in range(2)]
     options = ("--executor", "ray", "--ray-address", cluster.address, "--workers", 2)
-    fleet = Fleet(tmp_path, workloads, *options)
+    fleet = Fleet(tmp_path, *options)
     with fleet.driver() as process:
         killed = fleet.worker(fleet.wait_for(running, process))
         psutil.Process(killed).kill()
@@ -229,8 +259,8 @@ def test_workers_nodes_and_the_driver_killed_on_a_ray_cluster(tmp_path, workload
     cluster.remove_node(nodes[1])
 
 
-def test_a_cluster_that_is_not_there_is_said_so(tmp_path, workloads):
-    answer = lorien(*Fleet(tmp_path, workloads, "--executor", "ray", "--ray-address", "127.0.0.1:1").command)
+def test_a_cluster_that_is_not_there_is_said_so(tmp_path):
+    answer = lorien(*Fleet(tmp_path, "--executor", "ray", "--ray-address", "127.0.0.1:1").command)
     assert answer.returncode == 1
     assert "--ray-address" in answer.stderr
     assert Path(tmp_path / "fleet.db").exists()  # the jobs are there: the same command goes on with --resume

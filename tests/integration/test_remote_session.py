@@ -15,6 +15,7 @@ from lorien.records import Candidate, Measurement, Outcome, Workload
 from lorien.s3 import S3Folder
 from lorien.target import Target
 from lorien.tune import remote
+from lorien.tune.jobs import remove_left_sessions
 from lorien.tune.remote import COPY, RemoteSession
 from lorien.tune.session import Session
 
@@ -101,6 +102,42 @@ def test_a_folder_that_is_behind_catches_up(url: str, tmp_path: Path) -> None:
         grow(session, 3)
         second.send()
     assert restored(url, here) == contents(there)
+
+
+def test_a_job_is_handed_from_lease_to_lease_and_never_back(url: str, tmp_path: Path) -> None:
+    def leased(token: int) -> tuple[RemoteSession, Path]:
+        folder = tmp_path / f"machine{token}" / f"7.{token}"
+        return RemoteSession(url, folder, name="run/7", token=token), folder
+
+    first, here = leased(1)
+    second, there = leased(2)
+    with first.taken_over(resume=True), Session.create(here, WORKLOADS, TARGET) as session:
+        grow(session, 10)
+        first.send()
+        with second.taken_over(resume=True), Session(there) as other:
+            assert other.records == 10
+            grow(other, 5)
+            second.send()
+            grow(session, 1)
+            with pytest.raises(BadInput, match="another process goes on"):
+                first.send()  # woken up after its lease
+            late = RemoteSession(url, tmp_path / "late" / "7.1", name="run/7", token=1)
+            with pytest.raises(BadInput, match="another process goes on"), late.taken_over(resume=True):
+                pass
+            grow(other, 5)
+            second.send()  # it is none the worse for it
+    assert sum(len(latencies) for latencies, _ in contents(there)) == 20
+    sealed = RemoteSession(url, tmp_path / "machine3" / "7.2", name="run/7", token=3)
+    with sealed.taken_over(resume=True):
+        assert contents(tmp_path / "machine3" / "7.2") == contents(there)
+    assert len(next(S3Folder(url).pages("sessions/run/7/"))) == 1 + len(list(there.iterdir()))
+    other = RemoteSession(url, tmp_path / "8.1", name="run/8", token=1)
+    with other.taken_over(resume=True):
+        pass
+    remove_left_sessions(url, "run", lambda number: number == 7)
+    assert [page for page in S3Folder(url).pages() if page] == [[f"sessions/run/8/{COPY}"]]
+    other.remove()
+    assert not any(S3Folder(url).pages())
 
 
 @pytest.mark.parametrize("fault", [servers.FaultyProxy.DROP, servers.FaultyProxy.LOSE_ANSWER])

@@ -271,6 +271,24 @@ def test_kwargs_are_part_of_the_identity(tmp_path: Path) -> None:
     assert plain.workload.key != keyed.workload.key
 
 
+@pytest.mark.parametrize(
+    ("template", "knobs", "layout"),
+    [
+        ("conv2d_NCHWc.x86", {"tile_ic": [-1, 16], "tile_oc": [-1, 32]}, "NCHW16c OIHW16i32o NCHW32c"),
+        ("topi_x86_conv2d_NCHWc", {"tile_ic": [4, 16], "tile_oc": [1, 32]}, "NCHW16c OIHW16i32o NCHW32c"),
+        ("depthwise_conv2d_NCHWc.x86", {"tile_ic": [-1, 8], "tile_oc": [-1, 16]}, "NCHW8c OIHW1i16o NCHW16c"),
+        ("conv2d_NCHWc_int8.x86", {"tile_ic": [-1, 16], "tile_oc": [-1, 32]}, "NCHW16c OIHW4i32o4i NCHW32c"),
+        ("conv2d_nchw.cuda", {"tile_ic": [-1, 16], "tile_oc": [-1, 32]}, None),
+        ("conv2d_NCHWc.x86", {"tile_ic": [-1, 16]}, None),
+        ("conv2d_NCHWc.x86", {"tile_ic": [-1, "a"], "tile_oc": []}, None),
+    ],
+)
+def test_knobs_that_choose_a_layout_tell_it(tmp_path: Path, template: str, knobs: Any, layout: str | None) -> None:
+    config = {"index": 7, "code_hash": None, "entity": [[name, "sp", value] for name, value in knobs.items()]}
+    (record,), _ = read(write(tmp_path / "a.log", row(input=[CUDA, template, CONV, {}], config=config)))
+    assert record.variant == layout
+
+
 def test_the_key_of_a_workload_does_not_change() -> None:
     from lorien.dialects.autotvm import workload_of
 

@@ -38,6 +38,7 @@ def test_the_aws_file_is_a_cluster_of_ray():
     for command in starts:
         used = {word[2:].partition("=")[0] for word in shlex.split(command) if word.startswith("--")}
         assert used <= start_options()
+        assert "start" not in shlex.split(command) or command.startswith("RAY_AUTH_MODE=token ")
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
 
 
@@ -47,6 +48,7 @@ def test_the_kuberay_file_has_what_its_operator_reads():
     spec = cluster["spec"]
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head["serviceType"] == "ClusterIP"
+    assert spec["authOptions"] == {"mode": "token"}
     assert head["rayStartParams"]["dashboard-host"] == "127.0.0.1"
     for group in (head, *workers):
         assert set(group["rayStartParams"]) <= start_options()

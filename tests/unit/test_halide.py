@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -114,6 +115,14 @@ def test_search_gives_distinct_candidates_and_the_best_scored_first(target: Targ
     scores = [candidate.score for candidate in found]
     assert 1 <= len({candidate.key for candidate in found}) == len(found) <= 4
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_search_spends_no_more_than_its_budget_on_wide_beams(target: Target) -> None:
+    """One of them takes seconds of the unsharp mask, and again as many in the build that replays it."""
+    found = DIALECT.search(parse("unsharp:720,1280"), target, 3, None, budget_s=0.5)
+    assert found
+    assert {candidate.schedule["parameters"]["beam_size"] for candidate in found} == {"1"}
+    assert str(space.OWN_BEAM) in {sample["beam_size"] for sample in itertools.islice(space.samples(target, 0), 10)}
 
 
 def test_featurization_has_the_published_layout(target: Target) -> None:

@@ -156,6 +156,24 @@ def test_a_log_of_several_targets_needs_one_named(store: LogStore, autotvm_log: 
     assert take(store, path, target=Target.parse("cuda -arch=sm_70")).new == 2
 
 
+def test_a_log_of_several_targets_is_split(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
+    old, new = "cuda -arch=sm_70", "cuda -arch=sm_75"
+    lines = ["cut", line(target=new), line(target=old), "cut", line(target=old, tile=2)]
+    path = autotvm_log("v100.log", lines)
+    report = ingest([path], store, dialect=AUTOTVM, split=True)
+    assert (report.records, report.new, report.unreadable) == (3, 3, 2)
+    logs = list(store.list())
+    assert [(log.target.key, log.records, log.network) for log in logs] == [
+        ("cuda-arch_sm_70", 2, "v100"),
+        ("cuda-arch_sm_75", 1, "v100"),
+    ]
+    with store.local(logs[0]) as stored:
+        assert stored.read_text().splitlines() == lines[2:]
+    assert ingest([path], store, dialect=AUTOTVM, split=True).new == 0
+    with pytest.raises(BadInput, match=r"--split.*Fix: leave out one"):
+        ingest([path], store, dialect=AUTOTVM, split=True, target=DEVICE)
+
+
 def test_folders_are_searched_and_progress_is_told(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
     autotvm_log("runs/a/one.log", [line(tile=1)])
     autotvm_log("runs/b/two.json", [line(tile=2)])

@@ -12,7 +12,14 @@ from lorien.errors import BadInput, DatabaseUnavailable, LeaseLost
 from lorien.records import Candidate, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune import worker as module
-from lorien.tune.jobs import jobs_of, open_job_session, remove_job_sessions, run_folder, run_name
+from lorien.tune.jobs import (
+    jobs_of,
+    open_job_session,
+    remove_job_sessions,
+    remove_left_sessions,
+    run_folder,
+    run_name,
+)
 from lorien.tune.session import Session
 from lorien.tune.worker import Lease
 
@@ -67,6 +74,15 @@ def test_a_torn_record_of_a_killed_worker_is_not_handed_on(tmp_path, queue):
             file.write(b'[0, {"n": 1}, [1.')
     with open_job_session(root, JOB, queue.claim("second", TARGET.key, 99.0)) as session:
         assert session.records == 1
+
+
+def test_what_a_worker_could_not_remove_is_removed_once_its_log_is_in_the_store(tmp_path):
+    root = tmp_path / "sessions" / "r"
+    for name in ("3.1", "3.2", "4.1", "of somebody"):
+        (root / name).mkdir(parents=True)
+    remove_left_sessions(str(tmp_path), "r", lambda number: number == 3)
+    assert {folder.name for folder in root.iterdir()} == {"4.1", "of somebody"}
+    remove_left_sessions(str(tmp_path), "no such run", lambda number: True)
 
 
 def test_jobs_of_a_run_and_its_name():

@@ -48,6 +48,7 @@ ROOMS = {
     "autogluon": ("lorien.models",),
     "pandas": ("lorien.models",),
     "lightgbm": ("lorien.models",),
+    "llvmlite": ("lorien.models.kernel",),
     "xgboost": ("lorien.models",),
     "catboost": ("lorien.models",),
     "boto3": ("lorien.aws", "lorien.s3"),

@@ -85,12 +85,31 @@ def test_a_store_that_cannot_be_written_is_tried_again_and_then_the_sealed_log_i
         return publish(*args, **kwargs)
 
     monkeypatch.setattr(module, "publish", failing)
+    worker.sleep = lambda seconds: None
     states = list(worker.work())
     (failed,) = (state for state in states if state.error)
     assert (failed.status, failed.error, failed.sealed) == (Status.WAITING, JobError.UNAVAILABLE, f"{failed.number}.1")
     assert [state.number for state in states].count(failed.number) == 2
     assert worker.table.counts("r", 0.0).by_status == {Status.DONE: 2}
     assert [log.records for log in worker.logs.list()] == [3] * 2
+
+
+def test_a_store_outage_is_waited_out_and_is_no_fault_of_the_device(worker, monkeypatch):
+    def failing(*args, **kwargs):
+        raise StoreUnavailable("no network")
+
+    monkeypatch.setattr(module, "publish", failing)
+    pauses_s = []
+    worker.sleep = pauses_s.append
+    states = list(worker.work())
+    assert len(states) == 2 * RUN.max_tries > QUARANTINE_FAILURES
+    assert pauses_s == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+    assert worker.table.counts("r", 0.0).by_status == {Status.FAILED: 2}
+    assert worker.table.failures("host/device") == 0
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(STUB)
+    assert worker.queue.retry() == 2
+    assert [state.status for state in worker.work()] == [Status.DONE] * 2  # what was sealed is published
 
 
 def test_a_job_of_which_nothing_ran_fails_and_its_log_is_kept(worker, monkeypatch):

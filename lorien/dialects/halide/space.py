@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 AUTOSCHEDULER = "Adams2019"
 OWN_BEAM = 32
 """Beam of the schedule that stands for Halide's own choice: Adams2019's default."""
+WIDE_SHARE = 0.5
+"""Of the seconds of a search, what wide beams may take."""
 SAMPLES = 256
 _TASKS = (1, 2, 4, 8, 16)
 """Adams2019 looks for so many parallel tasks a core: told of more cores than there are, it makes smaller tasks."""
@@ -213,30 +215,45 @@ def featurization_of(given: Json) -> npt.NDArray[np.float32]:
         raise BadInput(f"a schedule without Adams2019's features ({error})") from None
 
 
-def samples(workload: Workload, target: Target, seed: int) -> Iterator[Candidate]:
-    """Endless schedules of the space, some of them more than once: beams without dropout first, then random ones."""
+def samples(target: Target, seed: int) -> Iterator[dict[str, str]]:
+    """Parameters of endless samples of the space: narrow and wide beams without dropout first, then random ones."""
     rng = random.Random(seed)
     cores = target.num_cores or 1
-    for tasks in _TASKS:
-        for beam in (1, OWN_BEAM):
-            yield schedule(workload, {"parallelism": str(cores * tasks), "beam_size": str(beam)}, target).candidate
+    for beam in (1, OWN_BEAM):
+        for tasks in _TASKS:
+            yield {"parallelism": str(cores * tasks), "beam_size": str(beam)}
     while True:
-        parameters = {
+        yield {
             "parallelism": str(cores * rng.choice(_TASKS)),
             "beam_size": "1",
             "random_dropout": str(rng.choice(_DROPOUT)),
             "random_dropout_seed": str(rng.randrange(1 << 30)),
         }
-        yield schedule(workload, parameters, target).candidate
 
 
 def distinct(workload: Workload, target: Target, count: int, seed: int, budget_s: float | None) -> list[Candidate]:
-    """Distinct schedules: ``count`` of them, or fewer where time or new ones run out."""
-    end_s = float("inf") if budget_s is None else time.monotonic() + budget_s
+    """Distinct schedules: ``count`` of them, or fewer where time or new ones run out.
+
+    A wide beam takes some ``OWN_BEAM`` times as long as a narrow one, here and again in the build that replays it. With
+    a budget only as many are made as ``WIDE_SHARE`` of it is expected to pay for.
+    """
+    started_s = time.monotonic()
+    narrow_s, wide_s = float("inf"), 0.0
     found: dict[str, Candidate] = {}
-    for tried, candidate in enumerate(samples(workload, target, seed), 1):
+    for tried, parameters in enumerate(samples(target, seed), 1):
+        wide = parameters["beam_size"] != "1"
+        if wide and budget_s is not None and wide_s + OWN_BEAM * narrow_s > WIDE_SHARE * budget_s:
+            continue
+        began_s = time.monotonic()
+        candidate = schedule(workload, parameters, target).candidate
+        ended_s = time.monotonic()
+        if wide:
+            wide_s += ended_s - began_s
+        else:
+            narrow_s = min(narrow_s, ended_s - began_s)
         found.setdefault(candidate.schedule["source"], candidate)
-        if len(found) >= count or time.monotonic() > end_s or tried >= 4 * count:
+        late = budget_s is not None and ended_s - started_s > budget_s
+        if late or len(found) >= count or tried >= 4 * count:
             break
     return list(found.values())
 

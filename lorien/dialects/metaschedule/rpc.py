@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lorien.dialects.metaschedule import MetaScheduleDialect
 from lorien.dialects.metaschedule.compile import Loaded, arguments, evaluate, results
 from lorien.dialects.metaschedule.workload import module_of, require_tvm, tvm_target
-from lorien.dialects.remote import Device, DeviceLost, Tracker
+from lorien.dialects.remote import Device, DeviceLost, SessionBroken, Tracker
 from lorien.errors import DeviceUnavailable
 from lorien.records import Json, Workload
 from lorien.target import Target
@@ -77,8 +77,10 @@ def at(device: Device, timeout_s: float) -> Iterator[RemoteMetaSchedule]:
         yield there
     finally:
         there.unload()
-        with suppress(RuntimeError, OSError):  # the device is gone, or it was the kernel that ended the session
+        try:
             session.get_function("CloseRPCConnection")()
+        except (RuntimeError, OSError) as error:
+            raise SessionBroken(f"{device.address}: {str(error).strip().splitlines()[-1]}") from None
 
 
 class RemoteMetaSchedule(MetaScheduleDialect):

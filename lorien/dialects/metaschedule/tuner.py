@@ -52,6 +52,9 @@ _tvm_logger.setLevel(logging.ERROR)
 class Model(Protocol):
     """What is known of candidates before they are measured; learns from those that are."""
 
+    def warm_up(self) -> None:
+        """Load what learning takes, while nothing waits for it."""
+
     def ready(self, workload: str) -> bool:
         """False as long as its scores of the workload of that key are no better than chance."""
 
@@ -82,6 +85,7 @@ class MetaScheduleSearch:
     def __init__(self, target: Target, model: Model | None, *, threads: int, seed: int) -> None:
         register_intrinsics(target)
         describe = Describer(target, threads)
+        self._model = model
         self._new = functools.partial(
             _Search, target=target, model=model, describe=describe, threads=threads, seed=seed
         )
@@ -93,6 +97,8 @@ class MetaScheduleSearch:
 
     def prepare(self, workload: Workload, count: int) -> None:
         """Breed what ``ask`` then chooses from, by what the model knows at that time."""
+        if self._model is not None:
+            self._model.warm_up()
         self._search(workload).prepare(count)
 
     def tell(self, workload: Workload, candidates: Sequence[Candidate], measurements: Sequence[Measurement]) -> None:
