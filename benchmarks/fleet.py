@@ -10,6 +10,7 @@ in the figures.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import secrets
@@ -44,18 +45,22 @@ CPU = Target.parse("llvm -num-cores=1")
 
 def small_workloads(count: int) -> Iterator[Workload]:
     """Matrix products of distinct small shapes."""
+    shapes = itertools.product(range(16, 88, 8), range(16, 88, 8), (16, 32, 48))
+    return itertools.starmap(matmul, itertools.islice(shapes, count))
+
+
+def matmul(m: int, n: int, k: int) -> Workload:
+    """One of m x k by k x n."""
     import tvm
     from tvm import te
 
     from lorien.dialects.metaschedule.workload import workload_of
 
-    shapes = ((m, n, k) for m in range(8, 80, 8) for n in range(8, 80, 8) for k in (16, 32, 48))
-    for _, (m, n, k) in zip(range(count), shapes, strict=False):
-        a, b = te.placeholder((m, k), name="A"), te.placeholder((k, n), name="B")
-        r = te.reduce_axis((0, k))
-        c = te.compute((m, n), lambda i, j, a=a, b=b, r=r: te.sum(a[i, r] * b[r, j], axis=r), name="C")
-        module = tvm.IRModule({"main": te.create_prim_func([a, b, c]).with_attr("global_symbol", "main")})
-        yield workload_of(module, f"matmul{m}x{n}x{k}", networks=("fleet",))
+    a, b = te.placeholder((m, k), name="A"), te.placeholder((k, n), name="B")
+    r = te.reduce_axis((0, k))
+    c = te.compute((m, n), lambda i, j: te.sum(a[i, r] * b[r, j], axis=r), name="C")
+    module = tvm.IRModule({"main": te.create_prim_func([a, b, c]).with_attr("global_symbol", "main")})
+    return workload_of(module, f"matmul{m}x{n}x{k}", networks=("fleet",))
 
 
 def kills(scratch: Path, jobs: int, trials: int, every_s: float) -> None:

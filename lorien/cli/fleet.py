@@ -106,7 +106,7 @@ def tune_by_jobs(
                 interrupted = True
         try:
             remove_left_sessions(logs, name, lambda number: opened.state(name, number).published)
-        except StoreUnavailable as error:
+        except (BadInput, StoreUnavailable) as error:
             err.print(f"what is left of sessions stays: {error}", soft_wrap=True)
         counts = opened.counts(name, time.time())
     seconds = time.monotonic() - started_s
@@ -202,13 +202,17 @@ def runs(db: DatabaseUrl, as_json: JsonFlag = False) -> None:
 
 
 @command
-def retry(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+def retry(
+    run: Annotated[str, typer.Argument(help="Name of the run.")], db: DatabaseUrl, as_json: JsonFlag = False
+) -> None:
     """Let the jobs of a run that failed, were cancelled or set aside wait for a worker again."""
     _change(run, db, "retry", "wait for workers: lorien tune with --resume starts them, or lorien worker", as_json)
 
 
 @command
-def cancel(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+def cancel(
+    run: Annotated[str, typer.Argument(help="Name of the run.")], db: DatabaseUrl, as_json: JsonFlag = False
+) -> None:
     """Cancel the jobs of a run that are open. Their workers stop at the next trial; what they measured is kept."""
     _change(run, db, "cancel", "are cancelled", as_json)
 

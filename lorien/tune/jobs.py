@@ -112,7 +112,7 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
     StoreUnavailable
         The folder cannot be written.
     BadInput
-        See ``Session``.
+        See ``Session``; or what is there is of another run of the same name.
     """
     own = root / f"{state.number}.{state.token}"
     try:
@@ -126,7 +126,11 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise StoreUnavailable(f"cannot create {own}: {error}. Fix: free space, or other --logs") from error
-    return Session(own)
+    session = Session(own)
+    if session.target.key != job.target.key or {w.key for w in session.workloads} != {w.key for w in job.workloads}:
+        session.close()
+        raise BadInput(f"{own} is of another run {state.run!r}. Fix: remove it, or another --run NAME")
+    return session
 
 
 def remove_job_sessions(root: Path, number: int) -> None:

@@ -238,6 +238,11 @@ class RemoteSession:
         return False
 
     def _gone(self) -> BadInput:
+        if self._lease is not None:
+            return BadInput(
+                f"{self._s3.url}/{self._below} is of a later lease. Fix: if no worker has that, it is of another run "
+                "of this name; remove it, or give this one another --run NAME"
+            )
         return BadInput(
             f"another process goes on with {self._s3.url}/{self._below}. The trials of this one are in "
             f"{self._folder}. Fix: lorien ingest that folder to keep them"

@@ -66,6 +66,14 @@ def test_a_session_is_handed_on_whole_and_the_old_worker_writes_where_nobody_rea
     assert not list(root.iterdir())
 
 
+def test_what_another_run_of_the_same_name_left_is_not_gone_on_with(tmp_path, queue):
+    with open_job_session(tmp_path, JOB, queue.claim("first", TARGET.key, 0.0)):
+        pass
+    second = queue.claim("second", TARGET.key, 99.0)
+    with pytest.raises(BadInput, match="another run 'r'"):
+        open_job_session(tmp_path, Job(0, TARGET, (WORKLOADS[1],)), second)
+
+
 def test_a_torn_record_of_a_killed_worker_is_not_handed_on(tmp_path, queue):
     root = tmp_path / "sessions"
     with open_job_session(root, JOB, queue.claim("first", TARGET.key, 0.0)) as session:
