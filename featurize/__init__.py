@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from lorien.errors import UnsupportedOperation
@@ -10,6 +11,7 @@ from lorien.errors import UnsupportedOperation
 if TYPE_CHECKING:
     from lorien.featurize.base import FeatureExtractor
 
+ENTRY_POINT_GROUP = "lorien.featurize"
 _EXTRACTORS = {
     "auto_scheduler": "lorien.featurize.auto_scheduler:AutoSchedulerExtractor",
     "autotvm": "lorien.featurize.autotvm:AutoTvmExtractor",
@@ -26,10 +28,19 @@ _OTHERS = {
 def open_extractor(dialect: str, feature_set: str | None = None) -> FeatureExtractor:
     """The feature extractor of a dialect: of the feature set it is searched with, or of another by its name.
 
+    Those of outsiders come by the entry point ``lorien.featurize`` that is named like the dialect.
+
     Raises ``UnsupportedOperation`` when the dialect has no features.
     """
     if dialect not in _EXTRACTORS:
-        raise UnsupportedOperation(f"dialect {dialect!r} has no features; those that do: {', '.join(_EXTRACTORS)}")
+        outsiders = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+        if dialect not in outsiders:
+            raise UnsupportedOperation(
+                f"dialect {dialect!r} has no features; those that do: {', '.join((*_EXTRACTORS, *outsiders))}. "
+                f"Fix: give it an entry point {ENTRY_POINT_GROUP}, docs/dialects.md shows one"
+            )
+        outsider: FeatureExtractor = outsiders[dialect].load()()
+        return outsider
     where = _OTHERS.get((dialect, feature_set or ""), _EXTRACTORS[dialect])
     extractor: FeatureExtractor = pkgutil.resolve_name(where)()
     return extractor

@@ -32,6 +32,8 @@ from lorien.errors import BadInput, LorienError
 from lorien.featurize import open_extractor
 from lorien.featurize.schema import ROW_FIELDS, TableAbout
 from lorien.featurize.store import TableStore, about_of, open_tables
+from lorien.files import kind_of_folder
+from lorien.logs.base import no_logs
 from lorien.machine import available_cores
 from lorien.records import TuningRecord
 
@@ -140,7 +142,7 @@ def featurize(
     report = FeaturizeReport()
     stored = list(logs.list(dialect=dialect))
     if not stored:
-        raise BadInput(f"no logs in {logs.url}. Fix: lorien ingest PATH --dialect D --logs {logs.url}")
+        raise no_logs(logs.url)
     store = open_tables(out)
     present = store.abouts()
     _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
@@ -184,6 +186,8 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
             found.append((path, about))
     if not found:
         which = "".join(f" for {name}" for name in (dialect, target) if name)
+        if kind_of_folder(features) == "tuning logs":
+            raise BadInput(f"{features} holds logs, not features. Fix: lorien featurize {features} -o FEATURES first")
         raise BadInput(f"no feature tables{which} in {features}. Fix: lorien featurize LOGS -o {features}")
     return found
 

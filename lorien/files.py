@@ -13,6 +13,14 @@ from pathlib import Path
 TEMPORARY_PREFIX = ".tmp-"
 
 
+_MARKS = (("*.parquet", "feature tables"), ("model.json", "models"), ("lorien.json", "tuning logs"))
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """What of ours a folder holds, in words for an error that wanted something else; None for nothing of it."""
+    return next((kind for mark, kind in _MARKS if next(folder.rglob(mark), None) is not None), None)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not.

@@ -100,7 +100,10 @@ def load_rules(path: Path) -> list[Rule]:
             f"{path} is no file of rules. Fix: give it the two keys version: {RULES_VERSION} and rules: [...]"
         )
     if value["version"] != RULES_VERSION:
-        raise BadInput(f"{path} has rules of version {value['version']}, this Lorien reads {RULES_VERSION}")
+        raise BadInput(
+            f"{path} has rules of version {value['version']}, this Lorien reads {RULES_VERSION}. "
+            "Fix: pip install --upgrade lorien, or write them as docs/workloads.md shows"
+        )
     if not value["rules"]:
         raise BadInput(f"{path} holds no rule. Fix: add one, such as '- batch: [1, 8]'")
     rules = []

@@ -103,5 +103,5 @@ PRESETS = {
 def preset_named(name: str) -> Preset:
     """The preset of that name. Raises ``BadInput``."""
     if name not in PRESETS:
-        raise BadInput(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+        raise BadInput(f"no preset {name!r}. Fix: --preset {' or '.join(PRESETS)}")
     return PRESETS[name]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lorien.dialects._lines import find_logs, iter_lines
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
+from lorien.featurize.base import Features, batched
+from lorien.featurize.schema import Column, FeatureSet
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
@@ -43,6 +47,37 @@ class ToyDialect:
                 continue
             report.saw(record)
             yield record
+
+
+class ToyFeatures:
+    """Implements ``FeatureExtractor``: three sizes and two knobs, NaN where a record has none."""
+
+    dialect = ToyDialect.name
+    features = FeatureSet(
+        "toy",
+        1,
+        (
+            *(Column(f"size_{index}", "log2", f"size {index} of the operator") for index in range(3)),
+            *(Column(knob, "log2", f"knob {knob}") for knob in ("tile", "unroll")),
+        ),
+    )
+
+    def extract_log(
+        self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int], batch_rows: int
+    ) -> Iterator[tuple[list[TuningRecord], Features]]:
+        """Stream batches of records and their rows."""
+        for batch in batched(ToyDialect().read(log, info, report, shard), batch_rows):
+            yield batch, np.stack([_row(record.workload, record.candidate) for record in batch])
+
+    def extract(self, workload: Workload, candidates: Sequence[Candidate], target: Target) -> Features:
+        """The rows of candidates, in their order."""
+        return np.stack([_row(workload, candidate) for candidate in candidates])
+
+
+def _row(workload: Workload, candidate: Candidate) -> Features:
+    sizes = [*workload.identity[1][:3], *[np.nan] * 3][:3]
+    knobs = [candidate.schedule.get(name, np.nan) for name in ("tile", "unroll")]
+    return np.log2(np.array([*sizes, *knobs], dtype=np.float32))
 
 
 def _record(line: bytes, info: LogInfo, log: str) -> TuningRecord:

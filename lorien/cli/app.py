@@ -31,25 +31,27 @@ def _root(
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.callback()(_root)
-for _function in (
-    workloads.extract,
-    tune,
-    workloads.mutate,
-    stores.ingest,
-    stores.commit,
-    stores.query,
-    learn.featurize,
-    learn.evaluate,
-    workloads.rank,
-    build,
-    fleet.worker,
-    doctor,
-    report,
-    serve,
-):
-    app.command()(_function)
+EXAMPLES = {
+    workloads.extract: "lorien extract model.onnx -o workloads.jsonl",
+    tune: "lorien tune workloads.jsonl --trials 2000 --logs logs --db sqlite:///schedules.db",
+    workloads.mutate: "lorien mutate workloads.jsonl --rules rules.yaml -o more.jsonl",
+    stores.ingest: "lorien ingest LOGS --dialect autotvm --target cuda_rtx3080 --logs logs",
+    stores.commit: "lorien commit --logs logs --db sqlite:///schedules.db",
+    stores.query: "lorien query --db sqlite:///schedules.db --workload conv2d",
+    learn.featurize: "lorien featurize logs -o features",
+    learn.evaluate: "lorien evaluate features --models models --holdout-network resnet50",
+    workloads.rank: "lorien rank workloads.jsonl --models models --top-k 8 --verify --db sqlite:///schedules.db",
+    build: "lorien build model.onnx --models models --db sqlite:///schedules.db -o built --run",
+    fleet.worker: "lorien worker --run nightly --db sqlite:///schedules.db --logs logs --target native",
+    doctor: "lorien doctor --logs logs --db sqlite:///schedules.db",
+    report: "lorien report features models -o report.html",
+    serve: "lorien serve --models models --db sqlite:///schedules.db",
+}
+"""The commands, each with one line of its use, which its help ends with."""
+for _function, _example in EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(_function)
 app.add_typer(database.app, name="database")
 app.add_typer(fleet.app, name="jobs")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-train_app.command()(learn.train)
+train_app.command(epilog="Example: lorien-train features -o models --holdout-network resnet50")(learn.train)

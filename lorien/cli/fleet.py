@@ -202,13 +202,17 @@ def runs(db: DatabaseUrl, as_json: JsonFlag = False) -> None:
 
 
 @command
-def retry(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+def retry(
+    run: Annotated[str, typer.Argument(help="Name of the run.")], db: DatabaseUrl, as_json: JsonFlag = False
+) -> None:
     """Let the jobs of a run that failed, were cancelled or set aside wait for a worker again."""
     _change(run, db, "retry", "wait for workers: lorien tune with --resume starts them, or lorien worker", as_json)
 
 
 @command
-def cancel(run: Annotated[str, typer.Argument()], db: DatabaseUrl, as_json: JsonFlag = False) -> None:
+def cancel(
+    run: Annotated[str, typer.Argument(help="Name of the run.")], db: DatabaseUrl, as_json: JsonFlag = False
+) -> None:
     """Cancel the jobs of a run that are open. Their workers stop at the next trial; what they measured is kept."""
     _change(run, db, "cancel", "are cancelled", as_json)
 

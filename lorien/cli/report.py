@@ -43,7 +43,7 @@ def report(
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "report") from None
     from lorien.report.peak import MEASURE, read_peaks
-    from lorien.report.sources import Report, gather, source_of, targets_of
+    from lorien.report.sources import Report, gather, low_peaks, source_of, targets_of
 
     sources = [source_of(text, db) for text in inputs]
     about = Report(title or "Lorien report: " + ", ".join(Path(source.url).name for source in sources), time.time())
@@ -56,6 +56,7 @@ def report(
     if peak:
         native = resolve_target("native").key if MEASURE in peak else ""
         about.peaks = read_peaks(peak, native, targets_of(about))
+        about.problems += low_peaks(about)
     page = page_of(about).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(output) as path:

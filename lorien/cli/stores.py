@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorien.cli.console import JsonFlag, command, emit, latency, out, progress, table, warn
+from lorien.cli.console import JsonFlag, command, emit, err, latency, out, progress, table, warn
 from lorien.errors import BadInput
 from lorien.records import Json, TuningRecord
 
@@ -171,6 +171,8 @@ def query(
     if as_json:
         emit({"records": [record_json(record) for record in found]})
         return
+    if not found:
+        err.print(f"nothing of that in {db}. Fix: ask for less; lorien database stats {db} counts all", soft_wrap=True)
     rows = [[r.workload.name, r.target.key, r.build, latency(r.measurement.latency_s), gflops(r)] for r in found]
     columns = ["workload", "target", "build", "latency", "GFLOPS"]
     if any(record.variant for record in found):

@@ -141,7 +141,11 @@ def read_workloads(path: Path) -> list[Workload]:
             continue
         try:
             workloads.append(Workload.from_json(orjson.loads(line)))
-        except (orjson.JSONDecodeError, BadInput) as error:
+        except orjson.JSONDecodeError:
+            raise BadInput(
+                f"{path}:{number}: no workload. Fix: if this is a model, lorien extract {path} -o workloads.jsonl"
+            ) from None
+        except BadInput as error:
             raise BadInput(f"{path}:{number}: {error}") from None
     if not workloads:
         raise BadInput(f"{path} holds no workload. Fix: write it with lorien extract MODEL -o {path}")

@@ -281,7 +281,7 @@ def open_jobs(url: str, *, create: bool | None = None) -> JobTable:
     if not found:
         scheme, url = "sqlite", f"sqlite:///{url}"
     if scheme not in _SCHEMES:
-        raise BadInput(f"database {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
+        raise BadInput(f"database {url!r}: unknown scheme {scheme!r}. Fix: sqlite:///FILE, dynamodb://TABLE or a path")
     table: JobTable = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create)
     return table
 

@@ -64,6 +64,8 @@ class SqliteDatabase:
         self._path = Path(path).absolute()
         if not self._path.parent.is_dir():
             raise BadInput(f"no folder {self._path.parent} for the database; an absolute path is sqlite:////path")
+        if self._path.is_dir():
+            raise BadInput(f"{self._path} is a folder. Fix: a database is a file, such as --db sqlite:///schedules.db")
         if not self._path.exists():
             if create is False:
                 raise BadInput(f"no database at {self._path}. Fix: lorien commit --logs LOGS --db {url}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorien.errors import BadInput
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _SCHEMES = {"file": "lorien.logs.local:LocalLogStore", "s3": "lorien.logs.s3:S3LogStore"}
 
 
-def open_logs(url: str) -> LogStore:
+def open_logs(url: str | Path) -> LogStore:
     """Open a log store: a folder, a ``file://`` URL or ``s3://bucket/prefix?region=...&endpoint_url=...``.
 
     A folder or prefix that is not there is made by the first log put in; a bucket is not.
@@ -25,10 +26,13 @@ def open_logs(url: str) -> LogStore:
     MissingExtra
         boto3 is needed and not installed.
     """
-    scheme, found, _ = url.partition("://")
+    text = str(url)
+    scheme, found, _ = text.partition("://")
     if not found:
-        scheme, url = "file", f"file://{url}"
+        scheme, text = "file", f"file://{text}"
     if scheme not in _SCHEMES:
-        raise BadInput(f"log store {url!r}: unknown scheme {scheme!r}; known: {', '.join(_SCHEMES)}, or a plain path")
-    store: LogStore = pkgutil.resolve_name(_SCHEMES[scheme])(url)
+        raise BadInput(
+            f"log store {text!r}: unknown scheme {scheme!r}. Fix: give a path, file:// or s3://BUCKET/PREFIX"
+        )
+    store: LogStore = pkgutil.resolve_name(_SCHEMES[scheme])(text)
     return store

@@ -13,6 +13,7 @@ import orjson
 
 from lorien.dialects.base import LogInfo
 from lorien.errors import BadInput, SchemaMismatch
+from lorien.files import kind_of_folder
 from lorien.records import Json
 from lorien.target import Target
 
@@ -189,6 +190,19 @@ class LogStore(Protocol):
 
     def remove(self, log: StoredLog) -> None:
         """Take a log out; nothing when it is gone."""
+
+
+def no_logs(url: str) -> BadInput:
+    """The error of a store that holds no log (of the kind asked for)."""
+    kind = None if "://" in url else kind_of_folder(Path(url))
+    if kind == "tuning logs":
+        return BadInput(
+            f"no such logs in the store {url}; if it is a folder of native logs, "
+            f"Fix: lorien ingest {url} --dialect D --logs LOGS, and give LOGS"
+        )
+    if kind:
+        return BadInput(f"{url} holds {kind}, no logs. Fix: give the store that lorien ingest or lorien tune wrote")
+    return BadInput(f"no logs in {url}. Fix: lorien ingest PATH --dialect D --logs {url}")
 
 
 def sidecar_of(log: Path) -> Path:

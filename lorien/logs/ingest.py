@@ -17,7 +17,7 @@ from lorien.dialects import names, open_dialect
 from lorien.dialects._lines import chunks
 from lorien.dialects.base import LogDialect, ReadReport
 from lorien.errors import BadInput, LorienError, UnreadableLog
-from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, read_sidecar, sidecar_of
+from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
 from lorien.logs.split import split_by_target
 from lorien.records import Json, TuningRecord
 from lorien.target import Target
@@ -179,7 +179,7 @@ def commit(
     report = CommitReport()
     logs = list(store.list(dialect, target))
     if not logs:
-        raise BadInput(f"no such logs in {store.url}. Fix: lorien ingest PATH --dialect D --logs {store.url}")
+        raise no_logs(store.url)
     for done, log in enumerate(logs):
         reader = open_dialect(log.dialect)
         read = ReadReport()
@@ -199,7 +199,7 @@ def _found(path: Path, dialect: LogDialect) -> list[Path]:
     if found := list(dialect.find(path)):
         return found
     if not path.exists():
-        raise UnreadableLog(f"{path} does not exist")
+        raise UnreadableLog(f"{path} does not exist. Fix: give the path of a log, or of a folder of logs")
     others = []
     for name in names():
         # A dialect that does not open here, for want of its framework, has nothing to say.

@@ -40,6 +40,7 @@ CONFIG: Spec = {
         "titleFontWeight": "normal",
         "labelOverlap": True,
     },
+    "axisX": {"grid": False},
     "legend": {
         "labelColor": "var(--ink)", "labelFontSize": 12, "title": None, "orient": "top", "labelLimit": 260,
         "columns": 1,
@@ -69,7 +70,7 @@ def latencies(targets: Sequence[TargetTally]) -> Spec | None:
         {"type": "bar", "tooltip": True, "binSpacing": 1, "opacity": 0.6 if several else 1},
         x=_quantitative("low", "latency in seconds", scale={"type": "log"}, axis=_SI),
         x2={"field": "high"},
-        y=_quantitative("records", "records", stack=None),
+        y=_quantitative("records", "records", stack=None, axis={"tickMinStep": 1, "tickCount": 5}),
         y2={"datum": 0},
         **({"color": {"field": "target", "type": "nominal"}} if several else {}),
     )
@@ -85,7 +86,7 @@ def failures(workloads: Sequence[WorkloadTally]) -> Spec | None:
         rows,
         {"type": "bar", "tooltip": True, "color": "var(--bad)", "height": {"band": 0.6}},
         y={"field": "kind", "type": "nominal", "sort": "-x", "title": None},
-        x=_quantitative("records", "records"),
+        x=_quantitative("records", "records", axis={"tickMinStep": 1, "tickCount": 5}),
     ) | {"height": max(60, 34 * len(rows))}
 
 

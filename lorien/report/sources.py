@@ -297,13 +297,18 @@ def _details(path: Path) -> Iterator[tuple[float, Measurement | None]]:
 
 
 def _stored(url: str, report: Report) -> Iterator[TuningRecord]:
-    """The records of all logs of a store."""
+    """The records of all logs of a store; where it has none yet, of the logs and sessions that lie below the folder."""
     store = open_logs(url)
+    stored = False
     for log in store.list():
+        stored = True
         read = ReadReport()
         with store.local(log) as path:
             yield from (replace(record, log=log.id) for record in open_dialect(log.dialect).read(path, log.info, read))
         _skipped(report, log.id, read)
+    if not stored and not url.startswith("s3://"):
+        for sidecar in sorted(Path(url.removeprefix("file://")).rglob(SIDECAR)):
+            yield from _session(sidecar.parent, report)[1]
 
 
 def _skipped(report: Report, where: str, read: ReadReport) -> None:
@@ -386,3 +391,18 @@ def fastest_of(report: Report, key: Key) -> float:
     """Lowest latency known of a workload in seconds; infinite when nothing ran."""
     schedule = report.schedules.get(key)
     return min(report.tally.workloads[key].best_s, schedule.latency_s if schedule else math.inf)
+
+
+def low_peaks(report: Report) -> list[str]:
+    """What is to be said of peaks that a workload exceeds."""
+    fastest: dict[str, float] = {}
+    for key, own in report.tally.workloads.items():
+        if own.flop and own.target in report.peaks:
+            fastest[own.target] = max(fastest.get(own.target, 0.0), own.flop / fastest_of(report, key))
+    return [
+        f"{target}: a workload reaches {rate / 1e9:.0f} GFLOPS, the peak is said to be "
+        f"{report.peaks[target].flop_per_s / 1e9:.0f}: shares of it are too high. "
+        "Fix: --peak measure on an idle machine, or --peak TARGET=GFLOPS"
+        for target, rate in sorted(fastest.items())
+        if rate > report.peaks[target].flop_per_s
+    ]

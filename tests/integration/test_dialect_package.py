@@ -40,7 +40,7 @@ def test_the_contract_suite_runs_on_it(installed: dict[str, str], log: Path, tmp
     assert "12 passed, 5 skipped" in done.stdout
 
 
-def test_its_logs_reach_the_database(installed: dict[str, str], log: Path, tmp_path: Path) -> None:
+def test_its_logs_reach_features_and_the_database(installed: dict[str, str], log: Path, tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "lorien"
 
     def run(*arguments: str) -> str:
@@ -49,5 +49,6 @@ def test_its_logs_reach_the_database(installed: dict[str, str], log: Path, tmp_p
         return done.stdout
 
     run("ingest", str(log), "--dialect", "toy", "--target", "llvm -mcpu=haswell", "--logs", "logs")
+    assert '"rows": 16' in run("featurize", "logs", "-o", "features", "--json")
     run("commit", "--logs", "logs", "--db", "sqlite:///toy.db")
     assert '"tile": 64' in run("query", "--db", "sqlite:///toy.db", "--workload", "matmul(64*", "--json")

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import configparser
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parents[2]
 MAPPED = {"featurize": "lorien/featurize", "models": "lorien/models"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)], check=True, capture_output=True
-    )
-    (built,) = out.glob("lorien-*.whl")
-    return built
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution, and the wheel that is built from it and nothing else."""
+    out = tmp_path_factory.mktemp("built")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("lorien-*.whl")
+    return found
+
+
+def test_the_source_distribution_holds_what_the_wheel_is_made_of(built: Path) -> None:
+    (path,) = built.glob("lorien-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "featurize/table.py", "models/train.py"}
+    assert not {name for name in names if name.endswith((".ipynb", ".gz", ".db")) or name.startswith("docs/")}
 
 
 def modules_in_the_tree() -> set[str]:
@@ -36,6 +51,8 @@ def test_the_wheel_holds_every_module_under_its_installed_name(wheel: Path) -> N
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if name.endswith(".py")} == modules_in_the_tree()
     assert "lorien/py.typed" in names
+    pages = ROOT / "lorien/report/static"
+    assert {f"lorien/report/static/{path.name}" for path in pages.iterdir()} <= names
 
 
 def test_the_mapped_folders_are_flat() -> None:
@@ -69,5 +86,15 @@ print(lorien.__version__)
 """
     done = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for script in ("lorien", "lorien-train"):
-        assert (tmp_path / "env" / "bin" / script).exists()
+    # With the packages it needs, borrowed from here, what was installed works outside the checkout.
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (packages / "borrowed.pth").write_text(str(Path(typer.__file__).parents[1]))
+    shutil.copytree(ROOT / "tests" / "golden" / "formats_v1", tmp_path / "given")
+    for script, *arguments in (
+        ("lorien", "--version"),
+        ("lorien", "query", "--db", "given/schedules.db", "--json"),
+        ("lorien-train", "--help"),
+    ):
+        command = [tmp_path / "env" / "bin" / script, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

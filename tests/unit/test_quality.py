@@ -27,6 +27,7 @@ LAYERS = (
     {"lorien.network"},
     {"lorien.serve"},
     {"lorien.report"},
+    {"lorien.analysis"},
     {"lorien.cli"},
     {"lorien.testing"},
 )
@@ -66,6 +67,9 @@ ROOMS = {
     "prometheus_client": ("lorien.serve",),
     "urllib3": ("lorien.serve",),
     "typer": ("lorien.cli",),
+    "plotly": ("lorien.analysis",),
+    "matplotlib": ("lorien.analysis",),
+    "IPython": ("lorien.analysis",),
     "rich": ("lorien.cli",),
     "ray": ("lorien.cluster", "lorien.tune.executors.ray"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -23,9 +24,9 @@ from lorien.logs import open_logs
 from lorien.logs.base import info_of, read_sidecar
 from lorien.logs.ingest import publish
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
-from lorien.report.peak import measured_peak, read_peaks
+from lorien.report.peak import Peak, measured_peak, read_peaks
 from lorien.report.rows import rows_of
-from lorien.report.sources import Kind, Report, gather, source_of
+from lorien.report.sources import Kind, Report, gather, low_peaks, source_of
 from lorien.report.tally import MAX_STEPS, NO_LATENCY, Tally, convergence, failures_by_kind, thinned
 from lorien.report.trace import lines_of
 from lorien.target import Target
@@ -214,12 +215,25 @@ def test_a_record_is_counted_once_and_the_fastest_schedule_is_shown(tmp_path, ta
         "build": "tvm 9",
         "log": None,
     }
+    report.peaks = {TARGET.key: Peak(1e9, "given")}
+    (told,) = low_peaks(report)
+    assert "Fix: --peak" in told
+    report.peaks = {TARGET.key: Peak(1e20, "given")}
+    assert low_peaks(report) == []
     costs = [
         calls * best_s for calls, best_s in zip(rows.columns["calls"], rows.columns["best"], strict=True) if best_s
     ]
     assert costs == sorted(costs, reverse=True)
     (card,) = report.sessions
     assert card.outcomes.total() == len(records["vgg19"])
+
+
+def test_logs_that_no_store_has_yet_are_reported_where_they_lie(tmp_path, records):
+    shutil.copytree(SAMPLE / "vgg19", tmp_path / "logs" / "vgg19")
+    shutil.copytree(SAMPLE / "bvlc_alexnet", tmp_path / "logs" / "more" / "alexnet")
+    report = gathered(str(tmp_path / "logs"))
+    assert report.sources[0].kind is Kind.LOGS
+    assert report.tally.records == len(records["vgg19"]) + len(records["bvlc_alexnet"])
 
 
 def test_a_session_is_reported_while_it_is_written(tmp_path, monkeypatch):

@@ -92,6 +92,5 @@
 
   for (const [id, step] of [["before", -1], ["after", 1]]) $(id).addEventListener("click", () => { page += step; draw(); });
   for (const id of ["words", "status"]) $(id).addEventListener("input", () => { page = 0; draw(); });
-  for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
   ask();
 })();

@@ -41,6 +41,9 @@ function plot(place, spec) {
   return vegaEmbed(place, spec, options).then((drawn) => drawn.view);
 }
 
+// What is typed is used at once; nothing is sent.
+for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
+
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;

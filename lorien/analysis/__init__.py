@@ -1,0 +1,1 @@
+"""What the notebooks ask of logs, features and models, as functions; and their figures."""
