@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import secrets
 import subprocess
 import sys
@@ -132,10 +133,10 @@ def tuned(folder: Path, workloads: Path, jobs: int, trials: int, address: str, e
 
 
 def any_worker(db: str) -> psutil.Process | None:
-    """The process that holds some job."""
+    """The process that holds some job, by lot."""
     with open_jobs(db) as table:
         held = [state for state in table.states("r") if state.status is Status.LEASED]
-    for state in held:
+    for state in random.sample(held, len(held)):
         try:
             return psutil.Process(int(state.worker.split(":")[1]))
         except psutil.NoSuchProcess:

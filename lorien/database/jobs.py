@@ -37,7 +37,7 @@ class Status(str, Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SET_ASIDE = "set_aside"
-    """Its workers died or were lost as often as the run allows."""
+    """Its workers died or were lost as often as the run allows, and it got no further."""
 
 
 OPEN = (Status.WAITING, Status.LEASED)
@@ -74,7 +74,7 @@ class Run:
     lease_s : float
         Seconds that a lease lasts without a heartbeat.
     max_tries : int
-        Claims of one job before it is given up.
+        Claims of one job that gets no further, before it is given up.
     """
 
     name: str
@@ -143,7 +143,7 @@ class JobState:
     token : int
         The fencing token: grows with every claim.
     tries : int
-        Claims since it was made or retried.
+        Claims since it was made or retried, or got on.
     worker : str
         Who holds it, or held it last.
     lease_until_s : float
@@ -312,9 +312,10 @@ def claimed(state: JobState, worker: str, max_tries: int, lease_s: float, now_s:
 
 
 def renewed(state: JobState, token: int, records: int, lease_s: float, now_s: float) -> JobState:
-    """The state with its lease extended. Raises ``LeaseLost``."""
+    """The state with its lease extended. A job that gets on has all its tries again. Raises ``LeaseLost``."""
     _held(state, token)
-    return replace(state, version=state.version + 1, records=records, lease_until_s=now_s + lease_s)
+    tries = 1 if records > state.records else state.tries
+    return replace(state, version=state.version + 1, tries=tries, records=records, lease_until_s=now_s + lease_s)
 
 
 def sealed(state: JobState, token: int, log: str, records: int) -> JobState:

@@ -143,6 +143,16 @@ def test_a_job_that_keeps_losing_its_workers_is_set_aside(table: JobTable) -> No
     assert taken(queue, 10 * LAPSE_S).token == RUN.max_tries + 1
 
 
+def test_a_job_that_gets_on_may_lose_any_number_of_workers(table: JobTable) -> None:
+    queue = queue_of(table)
+    for attempt in range(3 * RUN.max_tries):
+        queue.heartbeat(taken(queue, attempt * LAPSE_S), attempt + 1, attempt * LAPSE_S)
+    for attempt in range(3 * RUN.max_tries, 4 * RUN.max_tries - 1):
+        queue.heartbeat(taken(queue, attempt * LAPSE_S), 3 * RUN.max_tries, attempt * LAPSE_S)
+    assert queue.claim("w9", TARGET.key, 4 * RUN.max_tries * LAPSE_S) is None
+    assert table.state("nightly", 0).status is Status.SET_ASIDE
+
+
 def test_failures_are_tried_again_as_often_as_the_run_allows(table: JobTable) -> None:
     queue = queue_of(table, 2)
     for attempt in range(RUN.max_tries):
