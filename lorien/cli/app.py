@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +32,7 @@ def _root(
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.callback()(_root)
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., Any], str] = {
     workloads.extract: "lorien extract model.onnx -o workloads.jsonl",
     tune: "lorien tune workloads.jsonl --trials 2000 --logs logs --db sqlite:///schedules.db",
     workloads.mutate: "lorien mutate workloads.jsonl --rules rules.yaml -o more.jsonl",

@@ -46,6 +46,10 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
     if not found:
         scheme, url = "sqlite", f"sqlite:///{url}"
     if scheme not in _SCHEMES:
-        raise BadInput(f"database {url!r}: unknown scheme {scheme!r}. Fix: sqlite:///FILE, dynamodb://TABLE or a path")
+        known = ", ".join(_SCHEMES)
+        raise BadInput(
+            f"database {url!r}: unknown scheme {scheme!r}; known: {known}. "
+            "Fix: sqlite:///FILE, dynamodb://TABLE or a path"
+        )
     database: ScheduleDatabase = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create, n_best=n_best)
     return database

@@ -31,8 +31,9 @@ def open_logs(url: str | Path) -> LogStore:
     if not found:
         scheme, text = "file", f"file://{text}"
     if scheme not in _SCHEMES:
+        known = ", ".join(_SCHEMES)
         raise BadInput(
-            f"log store {text!r}: unknown scheme {scheme!r}. Fix: give a path, file:// or s3://BUCKET/PREFIX"
+            f"log store {text!r}: unknown scheme {scheme!r}; known: {known}. Fix: a path, file:// or s3://BUCKET/PREFIX"
         )
     store: LogStore = pkgutil.resolve_name(_SCHEMES[scheme])(text)
     return store
