@@ -11,9 +11,10 @@ from lorien.database.jobs import Job, JobError, Run, Status, open_jobs
 from lorien.database.queue import JobQueue
 from lorien.errors import BadInput, StoreUnavailable
 from lorien.logs import open_logs
-from lorien.records import Candidate, Workload
+from lorien.records import Candidate, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune import worker as module
+from lorien.tune.jobs import open_job_session
 from lorien.tune.worker import QUARANTINE_FAILURES, Worker
 
 STUB = Path(__file__).parent / "stub_dialect"
@@ -110,6 +111,16 @@ def test_a_store_outage_is_waited_out_and_is_no_fault_of_the_device(worker, monk
     monkeypatch.syspath_prepend(STUB)
     assert worker.queue.retry() == 2
     assert [state.status for state in worker.work()] == [Status.DONE] * 2  # what was sealed is published
+
+
+def test_trials_that_a_lost_worker_did_not_tell_of_count_as_progress(worker):
+    lost = worker.queue.claim("lost", TARGET.key, 0.0)
+    with open_job_session(worker.root, worker.table.job("r", lost.number), lost) as session:
+        session.append(0, Candidate({"run": 0.5}), Measurement(Outcome.OK, (0.5,)))
+    states = {state.number: state for state in worker.work()}
+    assert [states[number].tries for number in (0, 1)] == [1, 1]
+    assert states[lost.number].token == 2
+    assert states[lost.number].records == 3
 
 
 def test_a_job_of_which_nothing_ran_fails_and_its_log_is_kept(worker, monkeypatch):
