@@ -4,13 +4,14 @@ BIN := .venv/bin
 OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs constraints clean
 
 help:
 	@echo "make demo   logs -> features -> model -> ranked and verified schedules for an unseen network"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as pages, in docs/_build"
+	@echo "make constraints  docker/constraints.txt anew: what the package index has for lorien[all] today"
 	@echo "make clean  remove what demo and test made (.venv stays)"
 
 # The stamps say what is installed; they are older than setup.cfg when something has to be installed again.
@@ -44,6 +45,15 @@ lint: .venv/test.stamp
 
 docs: .venv/test.stamp
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
+# In an environment of its own: .venv holds what the tests want as well.
+constraints:
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet --disable-pip-version-check '.[all]'
+	{ echo "# What lorien[all] was tested with, on Python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'). The images install these versions."; \
+	build/pins/bin/python -m pip freeze --exclude lorien; } >build/constraints.txt
+	mv build/constraints.txt docker/constraints.txt
 
 clean:
 	rm -rf docs/_build docs/reference build dist ./*.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,18 +1,23 @@
 """Whole networks: unscheduled, built by Lorien unseen, with stock tuning's schedules, and by ONNX Runtime.
 
     python benchmarks/deliver.py prepare --data DATASETS --work WORK --network squeezenet
-    python benchmarks/deliver.py measure --data DATASETS --work WORK --network squeezenet
+    python benchmarks/deliver.py stock   --work WORK --network squeezenet
+    python benchmarks/deliver.py tune    --work WORK --network squeezenet
+    python benchmarks/deliver.py measure --work WORK --network squeezenet
 
-``prepare`` trains a model without the network. ``measure`` wants an idle machine and ``pip install onnxruntime``.
+``prepare`` trains a model without the network. ``stock`` and ``tune`` tune it here, 64 trials for each workload, by TVM's
+MetaSchedule as it comes and by ``lorien tune`` without a model. ``measure`` builds and runs them all. The last three want
+an idle machine; ONNX Runtime is there with ``pip install onnxruntime``.
 
-The stock schedules are the best of each workload in the network's log (32 to 64 trials each, on another machine of two
-cores), built and run here: what stock tuning found there, and not quite what it would find here. The seconds it would
-need are its trials over ``STOCK_PER_S``, stock MetaSchedule's rate on this machine in docs/tuning.md.
+Where ``stock`` was not run, its schedules are the best of each workload in the network's log (32 to 64 trials each, on
+another machine of two cores), built and run here: what stock tuning found there, and not quite what it would find here.
+The seconds it would need are its trials over ``STOCK_PER_S``, its rate on this machine in docs/tuning.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 import time
@@ -23,31 +28,74 @@ import transformer
 from harness import machine, markdown, run
 from zero_shot import onnx_model
 
-STOCK_PER_S = 0.97
+STOCK_PER_S = 1.37
+TRIALS = 64
 THREADS, REPEATS = 2, 50
 NETWORKS = ("squeezenet", "resnet50", "inception_v1", "transformer")
 
 
+def model_file(work: Path, network: str) -> Path:
+    """The ONNX file of a network."""
+    return transformer.write(work / "transformer.onnx") if network == "transformer" else onnx_model(network)
+
+
 def prepare(data: Path, work: Path, network: str) -> None:
-    """Features of all logs once, a model without the network, and its stock schedules as a database."""
+    """Features of all logs once, a model without the network, its workloads, and its log's schedules as a database."""
     logs, features = work / "logs", work / "features"
     if not features.exists():
         run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
         run("lorien", "featurize", logs, "-o", features)
     held_out = ("--holdout-network", network) if network != "transformer" else ()
+    shutil.rmtree(work / f"models-{network}", ignore_errors=True)
     run("lorien-train", features, "-o", work / f"models-{network}", *held_out)
+    run("lorien", "extract", model_file(work, network), "--target", "native", "-o", work / f"{network}.jsonl")
     if network != "transformer":
-        own = work / f"logs-{network}"
         # The logs name the machine they were made on; here they are schedules for this one.
         (log,) = (data / "metaschedule").glob(f"*/{network}")
-        run("lorien", "ingest", log, "--dialect", "metaschedule", "--target", "native", "--logs", own)
-        done = run("lorien", "commit", "--logs", own, "--db", f"sqlite:///{work / f'stock-{network}.db'}")
-        print(done.value)
+        tuned(work, network, "log", log, None)
 
 
-def measure(data: Path, work: Path, network: str, budget_s: float) -> None:
+def tuned(work: Path, network: str, side: str, log: Path, seconds: float | None) -> None:
+    """Make a database of a log of this machine, or taken for one, and write down what it cost."""
+    logs, database = work / f"logs-{side}-{network}", work / f"{side}-{network}.db"
+    shutil.rmtree(logs, ignore_errors=True)
+    database.unlink(missing_ok=True)
+    taken = run("lorien", "ingest", log, "--dialect", "metaschedule", "--target", "native", "--logs", logs)
+    run("lorien", "commit", "--logs", logs, "--db", f"sqlite:///{database}")
+    trials = taken.value["records"]
+    cost = {"trials": trials, "seconds": trials / STOCK_PER_S if seconds is None else seconds}
+    database.with_suffix(".json").write_text(json.dumps(cost))
+    print(side, network, cost, flush=True)
+
+
+def stock(work: Path, network: str) -> None:
+    """Tune with TVM's MetaSchedule."""
+    from stock import tune_tasks
+
+    from lorien.cli.workloads import read_workloads
+
+    folder = work / f"tuning-stock-{network}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    workloads = read_workloads(work / f"{network}.jsonl")
+    started_s = time.perf_counter()
+    tune_tasks(workloads, folder, TRIALS)
+    tuned(work, network, "stock", folder, time.perf_counter() - started_s)
+
+
+def tune(work: Path, network: str) -> None:
+    """Tune with Lorien, from nothing."""
+    folder, workloads = work / f"tuning-tune-{network}", work / f"{network}.jsonl"
+    shutil.rmtree(folder, ignore_errors=True)
+    trials = TRIALS * len(workloads.read_text().splitlines())
+    limits = ("--trials", str(trials), "--trials-per-workload", str(TRIALS))
+    done = run("lorien", "tune", workloads, *limits, "--logs", folder)
+    tuned(work, network, "tune", Path(done.value["session"]), done.seconds)
+
+
+def measure(work: Path, network: str, budget_s: float) -> None:
     """A row for each way to the first inference."""
-    model = transformer.write(work / "transformer.onnx") if network == "transformer" else onnx_model(network)
+    model = model_file(work, network)
     build = ("lorien", "build", model, "--run", "-o", work / f"built-{network}")
     database = work / f"delivered-{network}.db"
     database.unlink(missing_ok=True)
@@ -58,11 +106,14 @@ def measure(data: Path, work: Path, network: str, budget_s: float) -> None:
     rows.append(["lorien build", cold.value["latency_s"] * 1e3, cold.seconds, sources(cold.value)])
     warm = run(*build, *models, "--budget", "0")
     rows.append(["lorien build, warm database", warm.value["latency_s"] * 1e3, warm.seconds, sources(warm.value)])
-    stock = work / f"stock-{network}.db"
-    if stock.exists():
-        done = run(*build, "--db", f"sqlite:///{stock}", "--budget", "0")
-        tuning_s = trials(work / f"logs-{network}") / STOCK_PER_S
-        rows.append(["stock log's best, rebuilt", done.value["latency_s"] * 1e3, tuning_s, sources(done.value)])
+    names = {"stock": "stock MetaSchedule", "log": "stock log's best, rebuilt", "tune": "lorien tune"}
+    for side, name in names.items():
+        known = work / f"{side}-{network}.db"
+        if known.exists():
+            done = run(*build, "--db", f"sqlite:///{known}", "--budget", "0")
+            cost = json.loads(known.with_suffix(".json").read_text())
+            label = f"{name}, {cost['trials']} trials"
+            rows.append([label, done.value["latency_s"] * 1e3, cost["seconds"] + done.seconds, sources(done.value)])
     latency_s, started_s = onnx_runtime(model)
     rows.append([f"ONNX Runtime, {THREADS} threads", latency_s * 1e3, started_s, None])
     columns = [network, "ms an inference", "seconds before the first", "workloads"]
@@ -86,20 +137,6 @@ def steps(value: dict[str, Any]) -> str:
     return ", ".join(f"{step} {seconds:.1f} s" for step, seconds in value["seconds"].items())
 
 
-def trials(logs: Path) -> int:
-    """Records in a log store, failures included."""
-    from lorien.dialects import open_dialect
-    from lorien.dialects.base import ReadReport
-    from lorien.logs import open_logs
-
-    store, report = open_logs(str(logs)), ReadReport()
-    for log in store.list():
-        with store.local(log) as folder:
-            for _ in open_dialect(log.dialect).read(folder, log.info, report):
-                pass
-    return report.records
-
-
 def onnx_runtime(model: Path) -> tuple[float, float]:
     """Median seconds of one inference, and seconds to make the session."""
     import numpy as np
@@ -121,20 +158,24 @@ def onnx_runtime(model: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prepare or measure one network."""
+    """One step of one network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("prepare", "measure"))
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("step", choices=("prepare", "stock", "tune", "measure"))
+    parser.add_argument("--data", type=Path, help="prepare's: data sets")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for the workloads not in the database")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.step == "prepare":
-        shutil.rmtree(arguments.work / f"models-{arguments.network}", ignore_errors=True)
-        prepare(arguments.data, arguments.work, arguments.network)
+    work, network = arguments.work, arguments.network
+    if arguments.step == "measure":
+        measure(work, network, arguments.budget)
+    elif arguments.step != "prepare":
+        {"stock": stock, "tune": tune}[arguments.step](work, network)
+    elif arguments.data is None:
+        parser.error("prepare needs --data")
     else:
-        measure(arguments.data, arguments.work, arguments.network, arguments.budget)
+        prepare(arguments.data, work, network)
 
 
 if __name__ == "__main__":

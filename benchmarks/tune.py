@@ -32,6 +32,7 @@ from pathlib import Path
 
 import orjson
 from harness import machine, markdown, run
+from stock import tune_tasks
 
 from lorien.cli.workloads import read_workloads
 from lorien.dialects import open_live_dialect
@@ -118,30 +119,7 @@ def stock(arguments: argparse.Namespace) -> None:
     workloads = chosen_workloads(arguments)
     first: list[float] = []
     threading.Thread(target=watch, args=(folder / "database_tuning_record.json", started_s, first), daemon=True).start()
-
-    from tvm.s_tir import meta_schedule as ms
-
-    from lorien.dialects.metaschedule.workload import module_of, tvm_target
-
-    tasks = [
-        ms.TuneContext(
-            module_of(workload),
-            target=tvm_target(native_target()),
-            space_generator="post-order-apply",
-            search_strategy="evolutionary",
-            task_name=workload.name,
-            rand_state=1,
-        )
-        for workload in workloads
-    ]
-    ms.tune.tune_tasks(
-        tasks=tasks,
-        task_weights=[1.0] * len(tasks),
-        work_dir=str(folder),
-        max_trials_global=len(tasks) * arguments.trials,
-        max_trials_per_task=arguments.trials,
-        num_trials_per_iter=min(64, arguments.trials),
-    )
+    tune_tasks(workloads, folder, arguments.trials)
     report(folder, time.perf_counter() - started_s, first[0], None)
 
 

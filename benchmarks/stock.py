@@ -1,0 +1,37 @@
+"""TVM's own MetaSchedule as it comes, for the benchmarks that compare with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorien.dialects.metaschedule.workload import module_of, native_target, tvm_target
+from lorien.records import Workload
+
+
+def tune_tasks(workloads: Sequence[Workload], folder: Path, trials: int) -> None:
+    """Evolutionary search, XGBoost, gradient scheduler, local builder and runner: ``trials`` for each workload.
+
+    The log is left in ``folder``, which exists.
+    """
+    from tvm.s_tir import meta_schedule as ms
+
+    tasks = [
+        ms.TuneContext(
+            module_of(workload),
+            target=tvm_target(native_target()),
+            space_generator="post-order-apply",
+            search_strategy="evolutionary",
+            task_name=workload.name,
+            rand_state=1,
+        )
+        for workload in workloads
+    ]
+    ms.tune.tune_tasks(
+        tasks=tasks,
+        task_weights=[float(workload.weight) for workload in workloads],
+        work_dir=str(folder),
+        max_trials_global=len(tasks) * trials,
+        max_trials_per_task=trials,
+        num_trials_per_iter=min(64, trials),
+    )
