@@ -5,9 +5,9 @@
     python benchmarks/deliver.py tune    --work WORK --network squeezenet
     python benchmarks/deliver.py measure --work WORK --network squeezenet
 
-``prepare`` trains a model without the network. ``stock`` and ``tune`` tune it here, 64 trials for each workload, by TVM's
-MetaSchedule as it comes and by ``lorien tune`` without a model. ``measure`` builds and runs them all. The last three want
-an idle machine; ONNX Runtime is there with ``pip install onnxruntime``.
+``prepare`` trains a model without the network. ``stock`` and ``tune`` tune it here, 64 trials for each workload, by
+TVM's MetaSchedule as it comes and by ``lorien tune`` without a model. ``measure`` builds and runs them all. The last
+three want an idle machine; ONNX Runtime is there with ``pip install onnxruntime``.
 
 Where ``stock`` was not run, its schedules are the best of each workload in the network's log (32 to 64 trials each, on
 another machine of two cores), built and run here: what stock tuning found there, and not quite what it would find here.

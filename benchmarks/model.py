@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import machine, markdown, run
+from harness import GIB, machine, markdown, run
 
 DEVICES = ("cuda_rtx3080", "cuda_gtx1650", "x86_inteli7-3770", "x86_inteli5-1035G1", "arm_cortex-a72", "arm_cortex-a7")
 SCORES = ("top1_mean", "top5_mean", "top10_mean", "min_top10", "top1_weighted", "top5_weighted", "spearman_mean")
@@ -61,7 +61,8 @@ def held_out(features: Path, models: Path, network: str, preset: str, *options: 
     scored = run("lorien", "evaluate", features, "--models", models, "--holdout-network", network)
     (report,) = trained.value["models"].values()
     (scores,) = scored.value["targets"].values()
-    return {**scores, "training_rows": report["rows"], "fit_s": round(report["fit_seconds"])}
+    cost = {"fit_s": round(report["fit_seconds"]), "peak_gib": trained.peak_bytes / GIB}
+    return {**scores, "training_rows": report["rows"], **cost}
 
 
 def xgboost_scores(features: Path, network: str) -> dict[str, float]:
@@ -124,9 +125,11 @@ def scores_of(features: Path, work: Path, network: str, preset: str) -> dict[str
 
 def print_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Rows of (name, scores) and their mean."""
-    columns = ["held out", "training rows", "fit s", "workloads", *COLUMNS]
-    lines = [[name, s["training_rows"], s["fit_s"], s["workloads"], *(s[c] for c in COLUMNS)] for name, s in rows]
-    mean = ["mean", None, None, None, *(statistics.fmean(line[i] for line in lines) for i in range(4, len(columns)))]
+    about = ("training_rows", "fit_s", "peak_gib", "workloads")
+    columns = ["held out", *about, *COLUMNS]
+    lines = [[name, *(s[c] for c in (*about, *COLUMNS))] for name, s in rows]
+    first = 1 + len(about)
+    mean = ["mean", *[None] * len(about), *(statistics.fmean(x[i] for x in lines) for i in range(first, len(columns)))]
     print(f"\n{title}, {machine()}\n\n{markdown(columns, [*lines, mean])}", flush=True)
 
 

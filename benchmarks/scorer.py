@@ -23,13 +23,11 @@ from typing import Any
 
 import numpy as np
 from harness import machine, markdown, run
-from serve import DATASETS, prepare
+from serve import DATASETS, prepare, scored_rows
 
 from lorien.database import open_database
 from lorien.dialects import open_live_dialect
-from lorien.featurize.table import tables
 from lorien.models import Ranker, kernel, load_ranker
-from lorien.models.data import feature_batches, table_at
 from lorien.models.store import SCORER_FILE, open_models
 from lorien.target import Target
 
@@ -224,10 +222,7 @@ def main() -> None:
         scratch = Path(name)
         given = arguments.features, arguments.models
         features, models = given if all(given) else prepare(scratch)
-        ((dialect, key),) = open_models(models).list()
-        paths = [path for path, _ in tables(Path(features), dialect=dialect, target=key)]
-        rows = np.concatenate([batch for path in paths for _, batch in feature_batches(table_at(path))])
-        target = Target.from_key(key)
+        target, rows = scored_rows(features, models)
         searching(models, target, scratch)
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         speeds(models, target, rows, arguments.others, scratch)

@@ -56,6 +56,13 @@ def prepare(scratch: Path) -> tuple[str, str]:
     return features, models
 
 
+def scored_rows(features: str, models: str) -> tuple[Target, np.ndarray]:
+    """The target of the one model there, and all feature rows of it."""
+    ((dialect, key),) = open_models(models).list()
+    paths = [path for path, _ in tables(Path(features), dialect=dialect, target=key)]
+    return Target.from_key(key), np.concatenate([b for path in paths for _, b in feature_batches(table_at(path))])
+
+
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[str, psutil.Process]]:
     """A service: its URL and its process."""
@@ -193,10 +200,8 @@ def main() -> None:
         scratch = Path(name)
         given = arguments.features, arguments.models
         features, models = given if all(given) else prepare(scratch)
-        ((dialect, key),) = open_models(models).list()
-        paths = [path for path, _ in tables(Path(features), dialect=dialect, target=key)]
-        rows = np.concatenate([batch for path in paths for _, batch in feature_batches(table_at(path))])[:ROWS]
-        target = Target.from_key(key)
+        target, rows = scored_rows(features, models)
+        rows = rows[:ROWS]
         if both or arguments.latency:
             latency(models, target, rows, arguments.seconds)
         if both or arguments.replay:
