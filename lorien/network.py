@@ -18,6 +18,7 @@ import orjson
 from lorien.database import open_database
 from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
+from lorien.dialects.base import UNKNOWN_BUILD
 from lorien.errors import LorienError, UnknownTarget
 from lorien.models import load_ranker
 from lorien.records import Candidate, Json, Workload
@@ -267,6 +268,8 @@ def _known(workload: Workload, model: Model, target: Target, database: ScheduleD
     if refused:
         return _default(workload, refused)
     other = sorted({record.build for record in database.best(target, workload.key, database.n_best)})
+    if other == [UNKNOWN_BUILD]:
+        return _default(workload, f"measured with who knows what: lorien ingest --build '{build}' says so of logs")
     return _default(workload, f"only measured with {', '.join(other)}" if other else "not in the database")
 
 

@@ -35,6 +35,9 @@ def ingest(
     logs: LogsUrl,
     target: Annotated[str | None, typer.Option(help="Device the logs were measured on; overrides the logs.")] = None,
     network: Annotated[str | None, typer.Option(help="Network tuned; by default the file's or folder's name.")] = None,
+    build: Annotated[
+        str | None, typer.Option(help="Framework and version that made logs which do not tell: 'tvm 0.27.0.post1'.")
+    ] = None,
     split: Annotated[
         bool, typer.Option("--split", help="A log of several devices: store what is of each as a log of its own.")
     ] = False,
@@ -56,6 +59,7 @@ def ingest(
             dialect=open_dialect(dialect),
             target=resolved,
             network=network,
+            build=build,
             split=split,
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )

@@ -19,6 +19,8 @@ ScoreFn = Callable[[npt.NDArray[np.float32]], FloatArray]
 """Features (candidates, columns) to scores (candidates,), higher is better."""
 
 MAX_REASONS = 20
+UNKNOWN_BUILD = "unknown"
+"""Of records whose log does not tell, and nobody told, which framework made them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class LogInfo:
 
     target: Target | None = None
     network: str | None = None
-    build: str = "unknown"
+    build: str = UNKNOWN_BUILD
     weights: dict[str, float] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import orjson
 
-from lorien.dialects.base import LogInfo
+from lorien.dialects.base import UNKNOWN_BUILD, LogInfo
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.files import kind_of_folder
 from lorien.records import Json
@@ -87,7 +87,7 @@ class StoredLog:
     failed: int
     unreadable: int
     workloads: int
-    build: str = "unknown"
+    build: str = UNKNOWN_BUILD
     weights: dict[str, float] = field(default_factory=dict)
     host: str | None = None
     job: str | None = None
@@ -237,7 +237,7 @@ def info_of(sidecar: dict[str, Json], where: Path | str) -> LogInfo:
         return LogInfo(
             target=Target.parse(target) if target else None,
             network=str(network) if network else None,
-            build=str(build) if build else "unknown",
+            build=str(build) if build else UNKNOWN_BUILD,
             weights={str(task["task"]): float(task["weight"]) for task in sidecar.get("tasks") or ()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lorien.database.base import ScheduleDatabase, latency_of
 from lorien.dialects import names, open_dialect
 from lorien.dialects._lines import chunks
-from lorien.dialects.base import LogDialect, ReadReport
+from lorien.dialects.base import UNKNOWN_BUILD, LogDialect, ReadReport
 from lorien.errors import BadInput, LorienError, UnreadableLog
 from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
 from lorien.logs.split import split_by_target
@@ -76,6 +76,7 @@ def ingest(
     dialect: LogDialect,
     target: Target | None = None,
     network: str | None = None,
+    build: str | None = None,
     split: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
@@ -89,6 +90,8 @@ def ingest(
         The device; else a ``lorien.json`` beside the log tells it, else the log itself.
     network : str, optional
         The network; else a ``lorien.json`` beside the log tells it, else the name of the file or folder.
+    build : str, optional
+        Framework and version; else a ``lorien.json`` beside the log tells it, else the log, else it stays unknown.
     split : bool
         Store what a log holds of each target as a log of its own.
 
@@ -108,13 +111,13 @@ def ingest(
         )
     logs = list(dict.fromkeys(log for path in paths for log in _found(path, dialect)))
     if not split:
-        return _ingest(logs, store, dialect, target, network, progress)
+        return _ingest(logs, store, dialect, target, network, build, progress)
     with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
         folders = (Path(temporary, str(index)) for index in range(len(logs)))
         parts = [
             part for log, folder in zip(logs, folders, strict=True) for part in split_by_target(log, dialect, folder)
         ]
-        return _ingest(parts, store, dialect, None, network, progress)
+        return _ingest(parts, store, dialect, None, network, build, progress)
 
 
 def _ingest(
@@ -123,6 +126,7 @@ def _ingest(
     dialect: LogDialect,
     target: Target | None,
     network: str | None,
+    build: str | None,
     progress: Progress | None,
 ) -> IngestReport:
     report = IngestReport()
@@ -130,7 +134,7 @@ def _ingest(
     for done, path in enumerate(logs):
         read = ReadReport()
         tick = _ticker(progress, done, len(logs), report.records)
-        log, keys = _describe(path, dialect, target, network, read, tick)
+        log, keys = _describe(path, dialect, target, network, build, read, tick)
         log, new = _store(log, dialect.files(path), store)
         workloads |= keys
         report.records += read.records
@@ -154,7 +158,7 @@ def publish(path: Path, store: LogStore, *, dialect: LogDialect) -> StoredLog:
     UnreadableLog, BadInput, StoreUnavailable
         See ``ingest``.
     """
-    log, _ = _describe(path, dialect, None, None, ReadReport(), iter)
+    log, _ = _describe(path, dialect, None, None, None, ReadReport(), iter)
     store.publish(log, dialect.files(path))
     return log
 
@@ -211,12 +215,23 @@ def _found(path: Path, dialect: LogDialect) -> list[Path]:
 
 
 def _describe(
-    path: Path, dialect: LogDialect, target: Target | None, network: str | None, report: ReadReport, tick: Tick
+    path: Path,
+    dialect: LogDialect,
+    target: Target | None,
+    network: str | None,
+    build: str | None,
+    report: ReadReport,
+    tick: Tick,
 ) -> tuple[StoredLog, set[str]]:
     """Read every record of a log once: what the store keeps of it, and the keys of its workloads."""
     sidecar = read_sidecar(path)
     beside = info_of(sidecar, sidecar_of(path))
-    info = replace(beside, target=target or beside.target, network=network or beside.network or _plain_name(path))
+    info = replace(
+        beside,
+        target=target or beside.target,
+        network=network or beside.network or _plain_name(path),
+        build=build or beside.build,
+    )
     files = tuple(_content(file) for file in dialect.files(path))
     targets: dict[str, Target] = {}
     workloads: set[str] = set()
@@ -286,15 +301,18 @@ def _store(log: StoredLog, files: Sequence[Path], store: LogStore) -> tuple[Stor
     """The log as the store has it from now on, and how many of its records the store did not have."""
     others = list(store.list(log.dialect, log.target))
     shorter = _grown_from(log, files, others)
+    same = next((other for other in others if other.fingerprint == log.fingerprint), None)
+    told = same is not None and same.build == UNKNOWN_BUILD != log.build
     new = 0
-    for other in others:
-        if other.fingerprint == log.fingerprint:
-            logger.info("%s is there already", other.id)
-            log = other
-            break
+    if same is not None and not told:
+        logger.info("%s is there already", same.id)
+        log = same
     else:
+        if same is not None:
+            logger.info("%s is stored anew: it is of %s", same.id, log.build)
+            store.remove(same)
         # False when another process has just stored the same.
-        if store.publish(log, files):
+        if store.publish(log, files) and not told:
             new = log.records - max((other.records for other in shorter), default=0)
     for other in shorter:
         logger.info("%s grew to %s, which takes its place", other.id, log.id)

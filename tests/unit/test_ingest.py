@@ -72,6 +72,16 @@ def test_twice_adds_nothing_whatever_the_name_or_compression(
     assert len(list(store.list())) == 1
 
 
+def test_the_build_is_told_later(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
+    path = autotvm_log("vgg.log", [line(tile=1), line(tile=2)])
+    take(store, path)
+    for build in ("tvm 0.9.0", "tvm 0.10.0", None):
+        assert ingest([path], store, dialect=AUTOTVM, target=DEVICE, build=build).new == 0
+        # What was told first stays: only the unknown is filled in.
+        (log,) = store.list()
+        assert (log.build, log.records) == ("tvm 0.9.0", 2)
+
+
 def test_the_same_log_of_another_device_is_another_log(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
     path = autotvm_log("vgg.log", [line()])
     assert [take(store, path, target=target).new for target in (DEVICE, Target.parse("x86_i5"))] == [1, 1]
