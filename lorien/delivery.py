@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -166,17 +167,18 @@ class Deliverer:
         candidates = self._search(workload, deadline_s)
         default = Candidate(None)
         ranked, confident_k = self._first(workload, candidates)
-        measured: Sequence[Measurement | None] = [None] * (len(ranked) + 1)
+        by_default: Measurement | None = None
+        measured: Sequence[Measurement | None] = [None] * len(ranked)
         if self._measurer is not None:
-            measured = self._verify(self._measurer, workload, [default, *ranked], deadline_s)
-        default_s = measured[0].latency_s if measured[0] else None
+            by_default, measured = self._verify(self._measurer, workload, default, ranked, deadline_s)
+        default_s = by_default.latency_s if by_default else None
         # What the budget had no time for was not tried.
-        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured[1:], strict=False))
+        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured, strict=False))
         source, chosen, latency_s, note = self._choose(trials, default, default_s)
         if len(trials) < len(ranked):
             note = "; ".join(filter(None, [note, f"the budget ended after {len(trials)} of {len(ranked)} candidates"]))
         # The default is worth an entry only where it won: as one of the n best it would take the place of a schedule.
-        self._commit(workload, ([Trial(default, measured[0])] if source is Source.DEFAULT else []) + list(trials))
+        self._commit(workload, ([Trial(default, by_default)] if source is Source.DEFAULT else []) + list(trials))
         return Delivery(
             workload,
             self.target,
@@ -252,19 +254,34 @@ class Deliverer:
         return self._ranker.confidence.expected_fraction(tried)
 
     def _verify(
-        self, measurer: Measurer, workload: Workload, candidates: Sequence[Candidate], deadline_s: float | None
-    ) -> Sequence[Measurement]:
-        """Measurements of the candidates in order; of the first few alone when the deadline leaves time for no more."""
-        step = len(candidates) if deadline_s is None else BATCH
+        self,
+        measurer: Measurer,
+        workload: Workload,
+        default: Candidate,
+        ranked: Sequence[Candidate],
+        deadline_s: float | None,
+    ) -> tuple[Measurement, Sequence[Measurement]]:
+        """Measurements of the default and of the ranked in order; of the first few alone when time is up after them.
+
+        What is clearly slower than another gets no full repeats. The default, often a hundred times slower, runs last.
+        """
+        step = max(1, len(ranked)) if deadline_s is None else BATCH
+        by_default: Measurement | None = None
         measured: list[Measurement] = []
-        for start in range(0, len(candidates), step):
+        best_s = math.inf
+        for start in range(0, max(1, len(ranked)), step):
             started_s = time.monotonic()
             if deadline_s is not None and start and started_s + step * self._verify_s > deadline_s:
                 break
-            batch = candidates[start : start + step]
-            measured += measurer.measure(workload, batch)
+            batch = [*ranked[start : start + step], *([default] if by_default is None else [])]
+            results = measurer.measure(workload, batch, best_s=best_s)
+            if by_default is None:
+                *results, by_default = results
+            measured += results
+            best_s = min([best_s, *(result.latency_s for result in results if result.latency_s)])
             self._verify_s = (self._verify_s + (time.monotonic() - started_s) / len(batch)) / 2
-        return measured
+        assert by_default is not None  # noqa: S101 (the first batch has it)
+        return by_default, measured
 
     def _choose(
         self, trials: Sequence[Trial], default: Candidate, default_s: float | None
