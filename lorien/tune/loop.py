@@ -98,7 +98,7 @@ def tune(
 ) -> TuneReport:
     """Measure until the session holds ``config.trials``, or the spaces hold no more.
 
-    While candidates are built, the search of the workload that is likely next goes on: builds end one after the other,
+    While candidates are built, the search of the workloads that may be next goes on: builds end one after the other,
     and leave cores idle. Nothing else happens while one runs.
 
     No candidate in the session's log is measured again. Whatever ends this call, the log holds every trial that
