@@ -47,7 +47,7 @@ GROUPS = {
     },
     "autotvm": {
         "tile factors": r"([bfyxc]|r[yx])_(\d|out|tile)",
-        "what tiling implies": r"(inner|reg|block|in|weight|out|tile)_(tile|full|int)|red_|footprint|shared|reg_reuse|traffic",
+        "what tiling implies": r"(inner|reg|block|in|weight|out|tile)_[tfi]|red_|footprint|shared|reg_reuse|traffic",
         "threads and occupancy": r"blocks|threads|vthreads|warp|.*_loads|body|thread_work|resident|waves",
         "vectors and cores": r"parallel|vec|unrolled|waste|c_over_f",
         "options": r"unroll_|reorder|ann_|other_",
