@@ -3,13 +3,14 @@
     python benchmarks/live.py prepare --work WORK --data DATASETS [--network resnet50] [--workloads 8]
     python benchmarks/live.py stock   --work WORK [--trials 256]
     python benchmarks/live.py ours    --work WORK [--cold 10] [--warm 4]
+    python benchmarks/live.py guided  --work WORK [--guided-trials 32]
     python benchmarks/live.py compare --work WORK [--at 64 256]
 
 ``prepare`` trains a model on the logs of all other networks, and chooses every third of the network's heaviest
 convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours`` answers each workload cold (a ``lorien rank
 --verify --top-k 8`` of its own, told to be done in time) and warm (one process that has answered another workload).
-``compare`` builds and runs the best of each again, in turns, in one process: latencies of different hours say little.
-Run the last three on an idle machine.
+``guided`` is ``lorien tune`` of all of them with that model, for a few trials. ``compare`` builds and runs the best of
+each again, in turns, in one process: latencies of different hours say little. Run the last four on an idle machine.
 """
 
 from __future__ import annotations
@@ -96,6 +97,18 @@ def ours(arguments: argparse.Namespace) -> None:
     (work / "ours.json").write_bytes(orjson.dumps(answers))
 
 
+def guided(arguments: argparse.Namespace) -> None:
+    """Tune all of them with the model."""
+    work, asked = arguments.work, arguments.work / "workloads.jsonl"
+    shutil.rmtree(work / "guided", ignore_errors=True)
+    each = arguments.guided_trials
+    limits = ("--trials", str(each * len(read_workloads(asked))), "--trials-per-workload", str(each))
+    done = run("lorien", "tune", asked, *limits, "--model", work / "models", "--logs", work / "guided")
+    about = {"log": done.value["session"], "seconds": done.seconds, "trials": each}
+    (work / "guided.json").write_text(json.dumps(about))
+    print(about)
+
+
 def bests(log: Path, trials: int) -> dict[str, Candidate]:
     """Fastest of the first so many records of each workload in a log."""
     best: dict[str, tuple[float, Candidate]] = {}
@@ -120,6 +133,10 @@ def compare(arguments: argparse.Namespace) -> None:
         pass
     rate = counted.records / tuning_s
     tuned = {f"stock, {trials}": bests(log, trials) for trials in arguments.at}
+    if (work / "guided.json").exists():
+        about = json.loads((work / "guided.json").read_text())
+        print(f"lorien tune --model: {about['seconds'] / len(workloads):.1f} s a workload")
+        tuned = {f"lorien tune --model, {about['trials']}": bests(Path(about["log"]), about["trials"]), **tuned}
     sides = ["default", "rank 1", "warm", "cold", *tuned]
     rows: list[list[Any]] = []
     with Measurer("metaschedule", native_target(), MeasureConfig(repeat=7, min_repeat_s=0.1)) as measurer:
@@ -148,7 +165,7 @@ def compare(arguments: argparse.Namespace) -> None:
         print(f"{trials} trials of a workload: {trials / rate:.0f} s, {trials / rate / seconds[0]:.0f}x a cold answer")
 
 
-PARTS = {"prepare": prepare, "stock": stock, "ours": ours, "compare": compare}
+PARTS = {"prepare": prepare, "stock": stock, "ours": ours, "guided": guided, "compare": compare}
 
 
 def main() -> None:
@@ -160,6 +177,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--workloads", type=int, default=8)
     parser.add_argument("--trials", type=int, default=256, help="stock's, for each workload")
+    parser.add_argument("--guided-trials", type=int, default=32, help="guided's, for each workload")
     parser.add_argument("--at", type=int, nargs="+", default=[64, 256], help="trials to compare with")
     parser.add_argument("--cold", type=float, default=10.0, help="seconds for a cold answer")
     parser.add_argument("--warm", type=float, default=4.0, help="seconds for a warm answer")
