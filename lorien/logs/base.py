@@ -188,6 +188,9 @@ class LogStore(Protocol):
             A file changed since the log was described.
         """
 
+    def describe(self, log: StoredLog) -> None:
+        """Write down anew what is known of a stored log, whose files stay as they are; nothing when it is gone."""
+
     def remove(self, log: StoredLog) -> None:
         """Take a log out; nothing when it is gone."""
 

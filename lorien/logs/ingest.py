@@ -302,18 +302,18 @@ def _store(log: StoredLog, files: Sequence[Path], store: LogStore) -> tuple[Stor
     others = list(store.list(log.dialect, log.target))
     shorter = _grown_from(log, files, others)
     same = next((other for other in others if other.fingerprint == log.fingerprint), None)
-    told = same is not None and same.build == UNKNOWN_BUILD != log.build
     new = 0
-    if same is not None and not told:
+    if same is None:
+        # False when another process has just stored the same.
+        if store.publish(log, files):
+            new = log.records - max((other.records for other in shorter), default=0)
+    elif same.build == UNKNOWN_BUILD != log.build:
+        log = replace(same, build=log.build)
+        store.describe(log)
+        logger.info("%s is there already, and now of %s", log.id, log.build)
+    else:
         logger.info("%s is there already", same.id)
         log = same
-    else:
-        if same is not None:
-            logger.info("%s is stored anew: it is of %s", same.id, log.build)
-            store.remove(same)
-        # False when another process has just stored the same.
-        if store.publish(log, files) and not told:
-            new = log.records - max((other.records for other in shorter), default=0)
     for other in shorter:
         logger.info("%s grew to %s, which takes its place", other.id, log.id)
         store.remove(other)

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from lorien.errors import BadInput, LorienError, StoreUnavailable
-from lorien.files import TEMPORARY_PREFIX, atomic_folder
+from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder
 from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
 from lorien.target import Target
 
@@ -59,12 +59,19 @@ class LocalLogStore:
                         shutil.copyfile(source, folder / file.name)
                         if (folder / file.name).stat().st_size != file.stored_bytes:
                             raise BadInput(f"{source} is being written to. Fix: ingest it when the run has ended")
-                    (folder / SIDECAR).write_bytes(orjson.dumps(log.to_json(), option=orjson.OPT_INDENT_2))
+                    (folder / SIDECAR).write_bytes(_sidecar(log))
             except OSError:
                 if path.exists():  # Another process stored the same meanwhile.
                     return False
                 raise
         return True
+
+    def describe(self, log: StoredLog) -> None:
+        """See ``LogStore.describe``."""
+        sidecar = self._root / log.id / SIDECAR
+        if sidecar.exists():
+            with self._explained("write"), atomic_file(sidecar) as temporary:
+                temporary.write_bytes(_sidecar(log))
 
     def remove(self, log: StoredLog) -> None:
         """See ``LogStore.remove``."""
@@ -86,3 +93,7 @@ class LocalLogStore:
                 f"cannot {verb} log store {self.url}: {error.strerror or error}. Nothing half-written counts as a log. "
                 "Fix: see that the disk has room and the folder can be written, then run again"
             ) from error
+
+
+def _sidecar(log: StoredLog) -> bytes:
+    return orjson.dumps(log.to_json(), option=orjson.OPT_INDENT_2)

@@ -73,11 +73,16 @@ class S3LogStore:
             if source.stat().st_size != file.stored_bytes:
                 self._s3.delete(objects)
                 raise BadInput(f"{source} is being written to. Fix: ingest it when the run has ended")
-        sidecar = orjson.dumps(log.to_json() | {"content": content}, option=orjson.OPT_INDENT_2)
-        if not self._s3.write(f"{log.id}/{SIDECAR}", sidecar, None):
+        if not self._s3.write(f"{log.id}/{SIDECAR}", _with_content(log, content), None):
             self._s3.delete(objects)  # Another process published the same meanwhile.
             return False
         return True
+
+    def describe(self, log: StoredLog) -> None:
+        """See ``LogStore.describe``. Another publication of the log that comes in between is left as it is."""
+        written, sidecar = self._s3.read(f"{log.id}/{SIDECAR}"), self._sidecar(log.id)
+        if written is not None and sidecar is not None:
+            self._s3.write(f"{log.id}/{SIDECAR}", _with_content(log, sidecar["content"]), written)
 
     def remove(self, log: StoredLog) -> None:
         """See ``LogStore.remove``."""
@@ -107,3 +112,7 @@ class S3LogStore:
 
     def _gone(self, log: StoredLog) -> BadInput:
         return BadInput(f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again")
+
+
+def _with_content(log: StoredLog, content: dict[str, Json]) -> bytes:
+    return orjson.dumps(log.to_json() | {"content": content}, option=orjson.OPT_INDENT_2)

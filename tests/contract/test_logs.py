@@ -145,6 +145,19 @@ def test_a_file_that_changed_is_refused(store: LogStore, native: Callable[..., l
     assert list(store.list()) == []
 
 
+def test_what_is_known_is_written_anew_and_the_files_stay(store: LogStore, native: Callable[..., list[Path]]) -> None:
+    files = native("a\n", "b\n")
+    log = described(files)
+    told = replace(log, build="tvm 0.11.0")
+    store.describe(told)
+    assert list(store.list()) == []
+    store.publish(log, files)
+    store.describe(told)
+    assert list(store.list()) == [told]
+    with store.local(told) as folder:
+        assert [(folder / file.name).read_text() for file in files] == ["a\n", "b\n"]
+
+
 def test_remove(store: LogStore, native: Callable[..., list[Path]]) -> None:
     files = native("a\n")
     log = described(files)

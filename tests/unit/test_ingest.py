@@ -82,6 +82,17 @@ def test_the_build_is_told_later(store: LogStore, autotvm_log: MakeLog, line: Li
         assert (log.build, log.records) == ("tvm 0.9.0", 2)
 
 
+def test_the_build_of_the_store_s_own_copy_is_told(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
+    path = autotvm_log("vgg.log", [line(tile=1), line(tile=2)])
+    take(store, path)
+    path.unlink()
+    (log,) = store.list()
+    with store.local(log) as local:
+        again = ingest([local], store, dialect=AUTOTVM, build="tvm 0.9.0")
+        assert (again.records, again.new, local.exists()) == (2, 0, True)
+    assert [log.build for log in store.list()] == ["tvm 0.9.0"]
+
+
 def test_the_same_log_of_another_device_is_another_log(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
     path = autotvm_log("vgg.log", [line()])
     assert [take(store, path, target=target).new for target in (DEVICE, Target.parse("x86_i5"))] == [1, 1]
