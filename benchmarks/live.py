@@ -6,7 +6,7 @@
     python benchmarks/live.py guided  --work WORK [--guided-trials 32]
     python benchmarks/live.py compare --work WORK [--at 64 256]
 
-``prepare`` trains a model on the logs of all other networks, and chooses every third of the network's heaviest
+``prepare`` trains a model on the logs of all other networks, and chooses the network's heaviest
 convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours`` answers each workload cold (a ``lorien rank
 --verify --top-k 8`` of its own, told to be done in time) and warm (one process that has answered another workload).
 ``guided`` is ``lorien tune`` of all of them with that model, for a few trials. ``compare`` builds and runs the best of
@@ -27,18 +27,16 @@ from typing import Any
 import orjson
 from harness import machine, markdown, run
 from stock import tune_tasks
+from tune import CAREFUL, bests, count, in_turns
 from zero_shot import onnx_model
 
 from lorien.cli.workloads import read_workloads
 from lorien.delivery import open_deliverer
-from lorien.dialects import open_live_dialect
-from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule.workload import native_target
 from lorien.records import Candidate, Workload
-from lorien.tune.measure import MeasureConfig, Measurer
+from lorien.tune.measure import Measurer
 
 TOP_K = 8
-TURNS = 3
 START_S = 2.5
 """Of a cold answer, what Python, TVM and the model take before the search begins."""
 
@@ -50,13 +48,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     run("lorien", "ingest", arguments.data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
     run("lorien", "featurize", logs, "-o", features)
     run("lorien-train", features, "-o", work / "models", "--holdout-network", network)
-    everything = work / "all.jsonl"
-    run("lorien", "extract", onnx_model(network), "--target", "native", "--match", "conv2d", "-o", everything)
-    heaviest = sorted(read_workloads(everything), key=lambda workload: -(workload.flop or 0) * workload.weight)
-    chosen = heaviest[: 3 * arguments.workloads : 3] if len(heaviest) >= 3 * arguments.workloads else heaviest
-    chosen = chosen[: arguments.workloads]
-    (work / "workloads.jsonl").write_bytes(b"".join(orjson.dumps(own.to_json()) + b"\n" for own in chosen))
-    print(len(heaviest), "convolutions, chosen:", *(own.name for own in chosen), sep="\n")
+    kept = ("--match", "conv2d", "--heaviest", str(arguments.workloads))
+    run("lorien", "extract", onnx_model(network), "--target", "native", *kept, "-o", work / "workloads.jsonl")
 
 
 def stock(arguments: argparse.Namespace) -> None:
@@ -81,17 +74,15 @@ def ours(arguments: argparse.Namespace) -> None:
         options = ("--db", f"sqlite:///{database}", "--budget", f"{arguments.cold - START_S:.1f}s")
         done = run("lorien", "rank", one, "--models", models, "--verify", "--top-k", str(TOP_K), *options)
         (answer,) = done.value["workloads"]
-        answers[workload.key] = {
-            "cold": {"seconds": done.seconds, "schedule": answer["schedule"], "tried": len(answer["top_k"])}
-        }
+        answers[workload.key] = {"cold": {"seconds": done.seconds, "schedule": answer["schedule"]}}
     options = {"models": str(models), "top_k": TOP_K, "budget_s": arguments.warm}
     with open_deliverer(native_target(), "metaschedule", **options) as deliverer:
         deliverer.deliver(workloads[-1])
         for workload in workloads:
             found = deliverer.deliver(workload)
             answers[workload.key] |= {
-                "warm": {"seconds": found.seconds, "schedule": found.candidate.schedule, "tried": len(found.trials)},
-                "rank 1": {"seconds": None, "schedule": found.trials[0].candidate.schedule, "tried": 0},
+                "warm": {"seconds": found.seconds, "schedule": found.candidate.schedule},
+                "rank 1": {"schedule": found.trials[0].candidate.schedule},
             }
             print(workload.name, answers[workload.key]["cold"]["seconds"], found.seconds, flush=True)
     (work / "ours.json").write_bytes(orjson.dumps(answers))
@@ -109,18 +100,6 @@ def guided(arguments: argparse.Namespace) -> None:
     print(about)
 
 
-def bests(log: Path, trials: int) -> dict[str, Candidate]:
-    """Fastest of the first so many records of each workload in a log."""
-    best: dict[str, tuple[float, Candidate]] = {}
-    seen: dict[str, int] = {}
-    for record in open_live_dialect("metaschedule").read(log, LogInfo(), ReadReport()):
-        key, latency_s = record.workload.key, record.measurement.latency_s
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= trials and latency_s is not None and latency_s < best.get(key, (math.inf,))[0]:
-            best[key] = (latency_s, record.candidate)
-    return {key: candidate for key, (_, candidate) in best.items()}
-
-
 def compare(arguments: argparse.Namespace) -> None:
     """Run the best of each again, in turns."""
     work = arguments.work
@@ -128,10 +107,8 @@ def compare(arguments: argparse.Namespace) -> None:
     answers = json.loads((work / "ours.json").read_text())
     log = work / "stock"
     tuning_s = json.loads((log / "seconds.json").read_text())
-    counted = ReadReport()
-    for _ in open_live_dialect("metaschedule").read(log, LogInfo(), counted):
-        pass
-    rate = counted.records / tuning_s
+    records = count(log).records
+    rate = records / tuning_s
     tuned = {f"stock, {trials}": bests(log, trials) for trials in arguments.at}
     if (work / "guided.json").exists():
         about = json.loads((work / "guided.json").read_text())
@@ -139,16 +116,14 @@ def compare(arguments: argparse.Namespace) -> None:
         tuned = {f"lorien tune --model, {about['trials']}": bests(Path(about["log"]), about["trials"]), **tuned}
     sides = ["default", "rank 1", "warm", "cold", *tuned]
     rows: list[list[Any]] = []
-    with Measurer("metaschedule", native_target(), MeasureConfig(repeat=7, min_repeat_s=0.1)) as measurer:
+    with Measurer("metaschedule", native_target(), CAREFUL) as measurer:
         for workload in workloads:
             answer = answers[workload.key]
             candidates = [Candidate(None), *(Candidate(answer[side]["schedule"]) for side in sides[1:4])]
             candidates += [found[workload.key] for found in tuned.values()]
             # The unscheduled one is slow, and nobody doubts which is faster.
             again = [measurer.measure(workload, candidates[:1])[0].latency_s or math.nan]
-            measured = measurer.measure(workload, candidates[1:] * TURNS)
-            count = len(candidates) - 1
-            again += [statistics.median(m.latency_s or math.nan for m in measured[i::count]) for i in range(count)]
+            again += in_turns(measurer, workload, candidates[1:])
             rows.append(
                 [workload.name, *(s * 1e3 for s in again), answer["cold"]["seconds"], answer["warm"]["seconds"]]
             )
@@ -160,7 +135,7 @@ def compare(arguments: argparse.Namespace) -> None:
     seconds = [statistics.fmean(row[index] for row in rows) for index in (-2, -1)]
     columns = ["ms", *sides, "cold s", "warm s"]
     print(f"\n{machine()}\n\n{markdown(columns, [*rows, [*times, *seconds]])}\n")
-    print(f"stock: {counted.records} trials in {tuning_s:.0f} s, {rate:.2f}/s")
+    print(f"stock: {records} trials in {tuning_s:.0f} s, {rate:.2f}/s")
     for trials in arguments.at:
         print(f"{trials} trials of a workload: {trials / rate:.0f} s, {trials / rate / seconds[0]:.0f}x a cold answer")
 

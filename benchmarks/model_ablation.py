@@ -3,8 +3,8 @@
     python benchmarks/model_ablation.py --features FEATURES [--seeds 3] [--networks NETWORK…]
 
 FEATURES are tables of one target. Each network is held out in turn, with every workload it shares with another; the
-score is that of three boosters added (random cuts, plain, LambdaRank), for each of the seeds, and the mean is over
-networks and seeds. Presets add the same kinds of boosters, bagged and weighted by AutoGluon. One core.
+score is that of three boosters of preset ``fast`` added (plain, random cuts, LambdaRank), for each of the seeds, and
+the mean is over networks and seeds. The preset bags and weights them and two more with AutoGluon. One core.
 """
 
 from __future__ import annotations
@@ -16,26 +16,19 @@ from pathlib import Path
 
 import lightgbm
 import numpy as np
+import pandas as pd
 from harness import machine, markdown
 
 from lorien.featurize.splits import split_holdout
 from lorien.models.data import Rows, group_tables, read_features, read_rows
+from lorien.models.grouped import encode
 from lorien.models.metrics import ranking_scores
+from lorien.models.presets import PRESETS
+from lorien.models.rankers import LightGbmRanker, Queries
 from lorien.models.sampling import row_weights, sample_rows
 
-MAX_ROWS = 30_000
-LEVELS, STEEPNESS = 32, 4.0
-TREES = {
-    "num_leaves": 63,
-    "min_data_in_leaf": 20,
-    "feature_fraction": 0.4,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "max_bin": 127,
-    "learning_rate": 0.1,
-    "num_threads": 1,
-    "verbose": -1,
-}
+PRESET = PRESETS["fast"]
+THREADS = 1
 GROUPS = {
     "metaschedule": {
         "the main store": r"main_",
@@ -57,21 +50,18 @@ GROUPS = {
 
 
 def score(features: np.ndarray, value: np.ndarray, workload: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Scores (test rows,) of three boosters, each brought to the same spread, added."""
-    weight, settings = row_weights(workload), TREES | {"seed": seed}
-    order = np.argsort(workload, kind="stable")
-    sizes = np.unique(workload, return_counts=True)[1]
-    gains = (np.exp2(STEEPNESS * np.linspace(0, 1, LEVELS)) - 1).tolist()
-    plain = lightgbm.Dataset(features, value, weight=weight, free_raw_data=False)
-    grades = np.rint(value[order] * (LEVELS - 1))
-    ranked = lightgbm.Dataset(features[order], grades, weight=weight[order], group=sizes)
-    order_of = {"objective": "lambdarank", "lambdarank_truncation_level": 30, "label_gain": gains}
-    boosters = [
-        lightgbm.train(settings | {"extra_trees": True}, plain, 250),
-        lightgbm.train(settings, lightgbm.Dataset(features, value, weight=weight), 150),
-        lightgbm.train(settings | order_of, ranked, 200),
-    ]
-    scores = [np.asarray(booster.predict(test)) for booster in boosters]
+    """Scores (test rows,) of three boosters of the preset, each brought to the same spread, added."""
+    weight = row_weights(workload)
+    scores = []
+    for name in ("Plain", "Extra"):
+        settings = PRESET.settings("GBM", name) | {"seed": seed, "num_threads": THREADS, "verbose": -1}
+        rounds = settings.pop("num_boost_round")
+        booster = lightgbm.train(settings, lightgbm.Dataset(features, value, weight=weight), rounds)
+        scores.append(np.asarray(booster.predict(test)))
+    settings = PRESET.settings("GBM_RANK", "Lambda") | {"seed": seed}
+    trees = settings.pop("trees")
+    train = Queries.of(pd.DataFrame(features), encode(value, workload), weight)
+    scores.append(LightGbmRanker.boost(settings, trees, train, None, THREADS, lambda: False).predict(test))
     return np.sum([(one - one.mean()) / (one.std() or 1.0) for one in scores], axis=0)
 
 
@@ -83,7 +73,7 @@ def held_out(rows: Rows, matrix: np.ndarray, networks: Sequence[str], seeds: int
     for network in networks:
         learn, test = split_holdout(rows.workload_keys(), rows.network_names(), network)
         learn &= ran[rows.workload]
-        learn[learn] = sample_rows(rows.workload[learn], value[learn], MAX_ROWS, 0)
+        learn[learn] = sample_rows(rows.workload[learn], value[learn], PRESET.max_rows, 0)
         for seed in range(seeds):
             scores = score(matrix[learn], value[learn], rows.workload[learn], matrix[test], seed)
             result = ranking_scores(rows.candidates(test), scores)

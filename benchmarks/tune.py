@@ -27,6 +27,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -39,10 +40,12 @@ from lorien.dialects import open_live_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule.workload import native_target
 from lorien.records import Candidate, Workload
+from lorien.tune.measure import MeasureConfig, Measurer
 
 NETWORKS = ("squeezenet", "resnet50")
 RECORDS = 10_000
 TURNS = 3
+CAREFUL = MeasureConfig(repeat=7, min_repeat_s=0.1)
 
 
 def main() -> None:
@@ -153,9 +156,7 @@ def side(arguments: argparse.Namespace, name: str) -> Path:
 def report(folder: Path, seconds: float, first_s: float, overhead: float | None, log: Path | None = None) -> None:
     """Write down what a run did, and say it."""
     log = log or folder
-    counted = ReadReport()
-    for _ in open_live_dialect("metaschedule").read(log, LogInfo(), counted):
-        pass
+    counted = count(log)
     value = {
         "log": str(log),
         "candidates": counted.records,
@@ -169,10 +170,16 @@ def report(folder: Path, seconds: float, first_s: float, overhead: float | None,
     print(json.dumps(value))
 
 
+def count(log: Path) -> ReadReport:
+    """Read a log for its counts."""
+    counted = ReadReport()
+    for _ in open_live_dialect("metaschedule").read(log, LogInfo(), counted):
+        pass
+    return counted
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Build and run the best of each side again, and print both tables."""
-    from lorien.tune.measure import MeasureConfig, Measurer
-
     reports = {path.name: json.loads((path / "report.json").read_text()) for path in sides(arguments)}
     print(f"{machine()}, {arguments.trials} trials for each of {arguments.workloads} workloads\n")
     columns = ["candidates_per_s", "first_candidate_s", "overhead", "failed"]
@@ -180,16 +187,21 @@ def compare(arguments: argparse.Namespace) -> None:
     best = {name: bests(Path(value["log"])) for name, value in reports.items()}
     rows: list[list[object]] = []
     times_first: list[list[float]] = []
-    with Measurer("metaschedule", native_target(), MeasureConfig(repeat=7, min_repeat_s=0.1)) as measurer:
+    with Measurer("metaschedule", native_target(), CAREFUL) as measurer:
         for workload in chosen_workloads(arguments):
-            candidates = [found[workload.key] for found in best.values()]
-            again = measurer.measure(workload, candidates * TURNS)
-            own_s = [statistics.median(m.latency_s for m in again[i :: len(best)]) for i in range(len(best))]
+            own_s = in_turns(measurer, workload, [found[workload.key] for found in best.values()])
             times_first.append([own_s[0] / latency_s for latency_s in own_s])
             rows.append([re.sub(r"\W+", " ", workload.name)[:40], *(latency_s * 1e3 for latency_s in own_s)])
     means = [math.exp(statistics.fmean(map(math.log, column))) for column in zip(*times_first, strict=True)]
     rows.append(["times the first, geometric mean", *means])
     print("\n" + markdown(["best, ms", *(name.partition("-")[0] for name in reports)], rows))
+
+
+def in_turns(measurer: Measurer, workload: Workload, candidates: list[Candidate]) -> list[float]:
+    """Median latency in seconds of each candidate; all run once, then all once more, and again."""
+    again = measurer.measure(workload, candidates * TURNS)
+    turns_of = (again[i :: len(candidates)] for i in range(len(candidates)))
+    return [statistics.median(m.latency_s or math.nan for m in turns) for turns in turns_of]
 
 
 def sides(arguments: argparse.Namespace) -> list[Path]:
@@ -198,13 +210,15 @@ def sides(arguments: argparse.Namespace) -> list[Path]:
     return [path for path in found if (path / "report.json").exists()]
 
 
-def bests(log: Path) -> dict[str, Candidate]:
-    """Fastest candidate of each workload in a log."""
+def bests(log: Path, trials: float = math.inf) -> dict[str, Candidate]:
+    """Fastest candidate of each workload in a log, or of the first so many trials of each."""
     best: dict[str, tuple[float, Candidate]] = {}
+    seen: Counter[str] = Counter()
     for record in open_live_dialect("metaschedule").read(log, LogInfo(), ReadReport()):
-        latency_s = record.measurement.latency_s
-        if latency_s is not None and latency_s < best.get(record.workload.key, (math.inf,))[0]:
-            best[record.workload.key] = (latency_s, record.candidate)
+        key, latency_s = record.workload.key, record.measurement.latency_s
+        seen[key] += 1
+        if seen[key] <= trials and latency_s is not None and latency_s < best.get(key, (math.inf,))[0]:
+            best[key] = (latency_s, record.candidate)
     return {key: candidate for key, (_, candidate) in best.items()}
 
 
@@ -235,8 +249,6 @@ def resume(arguments: argparse.Namespace) -> None:
 
 def beside(arguments: argparse.Namespace) -> None:
     """Latencies while another process builds, on any core or pinned to the last, as multiples of those alone."""
-    from lorien.tune.measure import MeasureConfig, Measurer
-
     (log, *_) = (Path(json.loads((path / "report.json").read_text())["log"]) for path in sides(arguments))
     best = bests(log)
     times: dict[str, list[float]] = {"alone, again": [], "beside a build": [], "beside a build pinned to a core": []}

@@ -86,7 +86,7 @@ def explain(
         import lightgbm
     except ModuleNotFoundError:
         raise MissingExtra("lightgbm", "train") from None
-    settings = {name: value for name, value in PRESETS["fast"].hyperparameters["GBM"][0].items() if name != "ag_args"}
+    settings = PRESETS["fast"].settings("GBM", "Plain")
     rounds = settings.pop("num_boost_round")
     learn = lightgbm.Dataset(features[~held_out], value[~held_out], free_raw_data=False)
     booster = lightgbm.train({**settings, "objective": "l2", "seed": SEED, "verbosity": -1}, learn, rounds)

@@ -29,6 +29,11 @@ class Preset:
     time_limit_s: float
     hyperparameters: dict[str, list[dict[str, Any]]]
 
+    def settings(self, family: str, name: str) -> dict[str, Any]:
+        """What one of the models is fitted with: its entry, without what only AutoGluon reads."""
+        entry = next(e for e in self.hyperparameters[family] if e["ag_args"]["name_suffix"] == f"_{name}")
+        return {key: value for key, value in entry.items() if key != "ag_args"}
+
 
 def _named(name: str, **settings: Any) -> dict[str, Any]:
     return {**settings, "ag_args": {"name_suffix": f"_{name}"}}
