@@ -197,20 +197,33 @@ def _train_one(
     with tempfile.TemporaryDirectory(prefix="lorien-train-") as temporary:
         files = Path(temporary) / "files"
         files.mkdir()
-        ensemble = fit_ensemble(
-            matrix,
-            value[chosen],
-            rows.workload[chosen],
-            row_weights(rows.workload[chosen]),
-            fold[rows.workload[chosen]],
-            preset=preset,
-            time_limit_s=options.time_limit_s,
-            folder=Path(temporary) / "fit",
-        )
+        apart = _network_folds(rows, chosen, preset.folds)
+        limit_s = options.time_limit_s if apart is None else options.time_limit_s / 2
+
+        def fit(folds: IntArray, name: str) -> Ensemble:
+            return fit_ensemble(
+                matrix,
+                value[chosen],
+                rows.workload[chosen],
+                row_weights(rows.workload[chosen]),
+                folds[rows.workload[chosen]],
+                preset=preset,
+                time_limit_s=limit_s,
+                folder=Path(temporary) / name,
+            )
+
+        ensemble = fit(fold, "fit")
         text = ensemble.lowered()
         _check_export(ensemble, text, matrix[:: 1 + len(matrix) // 512])
         by_fold = [TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)]
         unseen = _unseen_scores(group, rows, TreeEnsemble(text), by_fold, fold)
+        # What the scores mean, and how far to trust them, is learned on networks that the boosters have not seen: a
+        # network is not like the others, and folds that mix networks promise too much.
+        strange = unseen
+        if apart is not None:
+            judges = fit(apart, "judges")
+            by_network = [TreeEnsemble(judges.lowered(index)) for index in range(apart.max() + 1)]
+            strange = _unseen_scores(group, rows, TreeEnsemble(text), by_network, apart)
         fold_trees = [trees.trees for trees in by_fold]
         workload_keys, workload_folds = [rows.keys[index] for index in learned], fold[learned].tolist()
         share = 0.0
@@ -220,12 +233,13 @@ def _train_one(
             logger.info("%s: %.0f %% of the model of %s", group.target, 100 * share, base.stored.model.target)
         if base is not None and share > 0:
             unseen = (1 - share) * unseen + share * theirs
+            strange = (1 - share) * strange + share * theirs
             text = blend(text, base.text, share, matrix.shape[1])
             # A blend of nothing but the base has its folds; in any other they are the target's own.
             fold_trees = base.stored.model.fold_trees if share == 1 else fold_trees
             workload_keys, workload_folds = sorted({*workload_keys, *base.stored.model.workload_keys}), []
-        calibration = calibrate(unseen[learn], value[learn], row_weights(rows.workload[learn]))
-        confidence = learn_confidence(rows.workload[learn], value[learn], calibration(unseen[learn]))
+        calibration = calibrate(strange[learn], value[learn], row_weights(rows.workload[learn]))
+        confidence = learn_confidence(rows.workload[learn], value[learn], calibration(strange[learn]))
         reported = learn if options.holdout_network is None else test
         holdout: dict[str, Any] = dict(ranking_scores(rows.candidates(reported), unseen[reported]))
         if options.holdout_network is not None:
@@ -282,6 +296,24 @@ def _folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray:
     fold = np.full(len(rows.keys), NO_FOLD, dtype=np.int64)
     fold[present] = assign_folds([rows.keys[index] for index in present], count[present], folds)
     return fold
+
+
+def _network_folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray | None:
+    """Folds of whole networks, as ``_folds`` gives them; None where fewer than two networks are known.
+
+    A workload of several networks goes with the one that most of its rows are of.
+    """
+    count = np.zeros((len(rows.keys), len(rows.networks) + 1), dtype=np.int64)
+    np.add.at(count, (rows.workload[chosen], rows.network[chosen]), 1)
+    home = count.argmax(axis=1)  # the last column is of UNKNOWN, -1
+    present = count.sum(axis=1) > 0
+    networks = np.unique(home[present])
+    if len(networks) < 2:
+        return None
+    names = [(*rows.networks, "")[index] for index in networks]
+    sizes = np.bincount(home, weights=count.sum(axis=1), minlength=count.shape[1])[networks].astype(np.int64)
+    of_network = assign_folds(names, sizes, folds)
+    return np.where(present, of_network[np.searchsorted(networks, home).clip(max=len(networks) - 1)], NO_FOLD)
 
 
 def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
