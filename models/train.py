@@ -312,8 +312,9 @@ def _network_folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray | None
         return None
     names = [(*rows.networks, "")[index] for index in networks]
     sizes = np.bincount(home, weights=count.sum(axis=1), minlength=count.shape[1])[networks].astype(np.int64)
-    of_network = assign_folds(names, sizes, folds)
-    return np.where(present, of_network[np.searchsorted(networks, home).clip(max=len(networks) - 1)], NO_FOLD)
+    of_network = np.full(count.shape[1], NO_FOLD, dtype=np.int64)
+    of_network[networks] = assign_folds(names, sizes, folds)
+    return np.where(present, of_network[home], NO_FOLD)
 
 
 def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
