@@ -564,6 +564,15 @@ def test_a_report_judges_a_model_on_what_it_has_not_seen(trained, features):
     assert np.corrcoef(judged.predicted, judged.measured)[0, 1] > 0.5
 
 
+def test_a_model_of_one_network_promises_what_its_folds_showed(tmp_path):
+    folder = tmp_path / "features" / "dialect=toy" / f"target={TARGET.key}"
+    write_table(folder / "vgg.parquet", "vgg", range(12))
+    train(tmp_path / "features", tmp_path / "models", time_limit_s=60)
+    (judged,) = judge(tmp_path / "features", tmp_path / "models", [])
+    model = open_models(tmp_path / "models").read("toy", TARGET.key).model
+    np.testing.assert_allclose(judged.top.mean(axis=0), model.confidence["expected"])
+
+
 def test_a_report_does_not_judge_a_model_on_what_it_was_trained_on(trained, features, tmp_path):
     """A model of an earlier Lorien does not say which folds saw what; a target without a model is told of."""
     stored = open_models(trained[0]).read("toy", TARGET.key)
