@@ -160,11 +160,11 @@ def fit_ensemble(
                 num_gpus=0,
                 memory_limit=MEMORY_GB,
             )
+            _share_more_equally(predictor, data)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise LorienError(
                 f"AutoGluon fitted no model ({error}). Fix: a longer --time-limit, or more logs"
             ) from error
-        _share_more_equally(predictor, data)
         return Ensemble(tuple(_members(predictor)), features.shape[1], predictor)
 
 
