@@ -54,8 +54,9 @@ class TrainReport:
     fit_seconds : float
         From reading the tables to the last score.
     holdout : dict
-        Scores on workloads that the scoring model had not seen; ``held_out`` says which. Those by folds are a little
-        high: each fold has also told its model when to stop, and the ensemble how much to trust it.
+        Scores on workloads that the scoring model had not seen; ``held_out`` says which: a network, or by folds, whole
+        networks where two are known. Those by folds are a little high: each fold has also told its model when to stop,
+        and the ensemble how much to trust it.
     """
 
     path: str
@@ -240,14 +241,18 @@ def _train_one(
             workload_keys, workload_folds = sorted({*workload_keys, *base.stored.model.workload_keys}), []
         calibration = calibrate(strange[learn], value[learn], row_weights(rows.workload[learn]))
         confidence = learn_confidence(rows.workload[learn], value[learn], calibration(strange[learn]))
-        reported = learn if options.holdout_network is None else test
-        holdout: dict[str, Any] = dict(ranking_scores(rows.candidates(reported), unseen[reported]))
-        if options.holdout_network is not None:
+        holdout: dict[str, Any]
+        if options.holdout_network is None:
+            holdout = dict(ranking_scores(rows.candidates(learn), strange[learn]))
+            what, folds = ("workload", fold) if apart is None else ("network", apart)
+            holdout["held_out"] = f"each {what} once, in {folds.max() + 1} folds"
+        else:
+            holdout = dict(ranking_scores(rows.candidates(test), unseen[test]))
             fraction = calibration(unseen[test])
             holdout |= check_confidence(confidence, rows.workload[test], value[test], fraction)
+            holdout["held_out"] = options.holdout_network
         if base is not None:
             holdout |= {"base": base.stored.model.target, "base_share": share}
-        holdout["held_out"] = options.holdout_network or f"each workload once, in {fold.max() + 1} folds"
         (files / SCORER_FILE).write_bytes(text)
         ensemble.save(files / AUTOGLUON_FOLDER)
         target = Target.from_key(group.target)

@@ -411,6 +411,7 @@ def test_a_target_that_cannot_be_trained_does_not_cost_the_others_theirs(tmp_pat
     reports = train(tables, tmp_path / "models", time_limit_s=60)
     assert list(reports) == [TARGET.key]
     assert SISTER.key in caplog.text
+    assert reports[TARGET.key].holdout["held_out"] == "each network once, in 3 folds"
 
 
 def test_a_reader_never_sees_half_of_a_model_that_is_being_replaced(copy, tmp_path):
@@ -567,7 +568,8 @@ def test_a_report_judges_a_model_on_what_it_has_not_seen(trained, features):
 def test_a_model_of_one_network_promises_what_its_folds_showed(tmp_path):
     folder = tmp_path / "features" / "dialect=toy" / f"target={TARGET.key}"
     write_table(folder / "vgg.parquet", "vgg", range(12))
-    train(tmp_path / "features", tmp_path / "models", time_limit_s=60)
+    (report,) = train(tmp_path / "features", tmp_path / "models", time_limit_s=60).values()
+    assert report.holdout["held_out"].startswith("each workload once")
     (judged,) = judge(tmp_path / "features", tmp_path / "models", [])
     model = open_models(tmp_path / "models").read("toy", TARGET.key).model
     np.testing.assert_allclose(judged.top.mean(axis=0), model.confidence["expected"])
