@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +18,8 @@ TABLE_VERSION = 1
 ROW_FIELDS = (
     ("workload_key", pa.string(), "", "identity of the workload"),
     ("workload", pa.string(), "", "name of the workload, for people"),
-    ("network", pa.string(), "", "network the log was tuned for; null when unknown"),
-    ("weight", pa.float64(), "calls", "calls of the workload in the network"),
+    ("network", pa.string(), "", "network it was tuned for, or several with + between; null when unknown"),
+    ("weight", pa.float64(), "calls", "calls of the workload in these networks"),
     ("flop", pa.float64(), "flop", "floating-point operations of one run; null when unknown"),
     ("candidate", pa.string(), "", "identity of the schedule within its workload"),
     ("build", pa.string(), "", "framework build that measured it"),
@@ -26,6 +27,22 @@ ROW_FIELDS = (
     ("error", pa.string(), "", "error kind of a failed measurement; null when it ran"),
 )
 ROW_COLUMNS = tuple(name for name, *_ in ROW_FIELDS)
+_AND = "+"
+
+
+def joined(networks: Sequence[str]) -> str | None:
+    """Networks as the column ``network`` has them; None for none."""
+    return _AND.join(sorted(networks)) or None
+
+
+def parted(network: str | None) -> tuple[str, ...]:
+    """The networks in a value of the column ``network``."""
+    return tuple(network.split(_AND)) if network else ()
+
+
+def is_of(value: str | None, network: str) -> bool:
+    """Whether a row with that value in the column ``network`` was tuned for a network."""
+    return value == network or network in parted(value)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.errors import BadInput
+from lorien.featurize.schema import is_of, parted
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -68,7 +69,7 @@ def split_holdout(
     Parameters
     ----------
     workloads, networks : sequence of str, one per row
-        Workload and network of each row; None where the network is unknown.
+        Workload of each row, and its network or networks as the tables name them; None where they are unknown.
     network : str
         The one to hold out.
 
@@ -82,9 +83,9 @@ def split_holdout(
     BadInput
         No row is of that network, or nothing is left to train on.
     """
-    test = np.fromiter((name == network for name in networks), dtype=np.bool_, count=len(networks))
+    test = np.fromiter((is_of(name, network) for name in networks), dtype=np.bool_, count=len(networks))
     if not test.any():
-        known = sorted({name for name in networks if name is not None})
+        known = sorted({part for name in networks for part in parted(name)})
         raise BadInput(f"no rows of network {network!r}; there are: {', '.join(known) or 'none with a name'}")
     held = {key for key, is_test in zip(workloads, test, strict=True) if is_test}
     train = np.fromiter((key not in held for key in workloads), dtype=np.bool_, count=len(workloads))

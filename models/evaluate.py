@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorien.errors import BadInput
+from lorien.featurize.schema import is_of
 from lorien.featurize.store import open_tables
 from lorien.models.confidence import check_confidence
 from lorien.models.data import feature_batches, group_tables, read_rows
@@ -62,7 +63,7 @@ def evaluate(
             rows = read_rows(group)
             wanted = rows.all()
             if holdout_network is not None:
-                wanted = np.array([*(name == holdout_network for name in rows.networks), False])[rows.network]
+                wanted = np.array([*(is_of(name, holdout_network) for name in rows.networks), False])[rows.network]
             ranker = load_ranker(models, Target.from_key(group.target), group.dialect)
             trained_on = set(ranker.model.workload_keys)
             seen = np.array([key in trained_on for key in rows.keys])[rows.workload]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,25 @@ UNKNOWN_BUILD = "unknown"
 
 
 @dataclass(frozen=True)
+class Task:
+    """A workload as the tuner that wrote a log knows it.
+
+    Parameters
+    ----------
+    name : str
+        Distinct within a network; two networks may give different workloads the same one.
+    weight : float
+        Calls in its networks together.
+    networks : tuple of str
+        Networks it is of, where a log is of several.
+    """
+
+    name: str
+    weight: float = 1.0
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LogInfo:
     """What a log does not say about itself; kept beside it in ``lorien.json``.
 
@@ -35,14 +55,19 @@ class LogInfo:
         Network the log was tuned for.
     build : str
         Framework and version, where the log does not say.
-    weights : dict of str to float
-        Calls of a workload (by name) in the network; 1 for those not named.
+    tasks : tuple of Task
+        The workloads as their tuner knows them, in its order; it need not name all.
     """
 
     target: Target | None = None
     network: str | None = None
     build: str = UNKNOWN_BUILD
-    weights: dict[str, float] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ()
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Calls of a workload, by name; 1 for those not named."""
+        return {task.name: task.weight for task in self.tasks}
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 
-from lorien.dialects.base import UNKNOWN_BUILD, LogInfo
+from lorien.dialects.base import UNKNOWN_BUILD, LogInfo, Task
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.files import kind_of_folder
 from lorien.records import Json
@@ -61,8 +61,8 @@ class StoredLog:
         Network it was tuned for.
     build : str
         Framework and version, where the log does not say.
-    weights : dict of str to float
-        Calls of a workload (by name) in the network, where known.
+    tasks : tuple of Task
+        The workloads as their tuner knows them, where it says.
     files : tuple of LogFile
         The native files, in the dialect's order.
     is_folder : bool
@@ -88,7 +88,7 @@ class StoredLog:
     unreadable: int
     workloads: int
     build: str = UNKNOWN_BUILD
-    weights: dict[str, float] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ()
     host: str | None = None
     job: str | None = None
     started_s: float | None = None
@@ -103,7 +103,7 @@ class StoredLog:
     @property
     def info(self) -> LogInfo:
         """What ``LogDialect.read`` is to be told."""
-        return LogInfo(self.target, self.network, self.build, self.weights)
+        return LogInfo(self.target, self.network, self.build, self.tasks)
 
     @property
     def size_bytes(self) -> int:
@@ -115,7 +115,7 @@ class StoredLog:
         value = {"version": SIDECAR_VERSION} | asdict(self)
         value["target"] = self.target.to_json()
         value["framework"] = value.pop("build")
-        value["tasks"] = [{"task": name, "weight": weight} for name, weight in value.pop("weights").items()]
+        value["tasks"] = [task_to_json(task) for task in self.tasks]
         return value
 
     @classmethod
@@ -143,7 +143,7 @@ class StoredLog:
                 target=info.target,
                 network=info.network,
                 build=info.build,
-                weights=info.weights,
+                tasks=info.tasks,
                 files=tuple(LogFile(**file) for file in value["files"]),
                 **{name: value[name] for name in (*names, "host", "job", "started_s", "ended_s")},
             )
@@ -233,6 +233,12 @@ def read_sidecar(log: Path) -> dict[str, Json]:
     return value
 
 
+def task_to_json(task: Task) -> dict[str, Json]:
+    """A task as a sidecar lists it."""
+    value: dict[str, Json] = {"task": task.name, "weight": task.weight}
+    return value | ({"networks": list(task.networks)} if task.networks else {})
+
+
 def info_of(sidecar: dict[str, Json], where: Path | str) -> LogInfo:
     """What a sidecar tells a reader. Raises ``BadInput`` on values of the wrong kind."""
     target, network, build = (sidecar.get(name) for name in ("target", "network", "framework"))
@@ -241,7 +247,10 @@ def info_of(sidecar: dict[str, Json], where: Path | str) -> LogInfo:
             target=Target.parse(target) if target else None,
             network=str(network) if network else None,
             build=str(build) if build else UNKNOWN_BUILD,
-            weights={str(task["task"]): float(task["weight"]) for task in sidecar.get("tasks") or ()},
+            tasks=tuple(
+                Task(str(task["task"]), float(task["weight"]), tuple(map(str, task.get("networks") or ())))
+                for task in sidecar.get("tasks") or ()
+            ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{where}: {type(error).__name__} {error}. Fix: correct or remove it") from None

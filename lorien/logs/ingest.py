@@ -231,6 +231,8 @@ def _describe(
         target=target or beside.target,
         network=network or beside.network or _plain_name(path),
         build=build or beside.build,
+        # Who names one network for all overrules what the tuner knew of each workload.
+        tasks=tuple(replace(task, networks=()) for task in beside.tasks) if network else beside.tasks,
     )
     files = tuple(_content(file) for file in dialect.files(path))
     targets: dict[str, Target] = {}
@@ -255,7 +257,7 @@ def _describe(
         target=found,
         network=info.network,
         build=info.build,
-        weights=info.weights,
+        tasks=info.tasks,
         files=files,
         is_folder=path.is_dir(),
         fingerprint=hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest(),

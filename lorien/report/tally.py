@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorien.errors import SchemaMismatch
+from lorien.featurize.schema import parted
 from lorien.featurize.table import tables
 from lorien.records import Json, TuningRecord, Workload
 
@@ -223,7 +224,9 @@ class Tally:
         about = batch.group_by(["workload_key", "workload", "network", "weight", "build"]).aggregate([("flop", "max")])
         for row in about.to_pylist():
             known = self._workload((dialect, target, row["workload_key"]), row["workload"] or row["workload_key"])
-            known.weights[row["network"] or ""] = 1.0 if row["weight"] is None else row["weight"]
+            names = parted(row["network"]) or ("",)
+            weight = 1.0 if row["weight"] is None else row["weight"]
+            known.weights |= dict.fromkeys(names, weight / len(names))
             known.builds.add(row["build"] or "unknown")
             known.flop = known.flop if known.flop is not None else row["flop_max"]
         order = np.argsort(code, kind="stable")

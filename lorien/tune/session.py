@@ -27,10 +27,10 @@ from pathlib import Path
 import orjson
 
 from lorien.dialects import open_live_dialect
-from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.errors import BadInput, StoreUnavailable
 from lorien.files import atomic_folder
-from lorien.logs.base import SIDECAR, info_of, read_sidecar
+from lorien.logs.base import SIDECAR, info_of, read_sidecar, task_to_json
 from lorien.records import Candidate, Measurement, Workload, canonical_json
 from lorien.target import Target
 
@@ -144,7 +144,7 @@ class Session:
             "host": socket.gethostname(),
             "job": folder.name,
             "started_s": time.time(),
-            "tasks": [{"task": workload.name, "weight": workload.weight} for workload in workloads],
+            "tasks": [task_to_json(Task(w.name, w.weight, w.networks)) for w in workloads],
             "workloads": [workload.to_json() for workload in workloads],
         }
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lorien.dialects.base import Task
 from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, StoreUnavailable
 from lorien.logs import open_logs
 from lorien.logs.base import LogFile, LogStore, StoredLog
@@ -39,7 +40,7 @@ def described(files: list[Path], network: str | None = "resnet50", target: Targe
         unreadable=0,
         workloads=1,
         build="tvm 0.10.0",
-        weights={"conv": 2.0, "dense": 1.0},
+        tasks=(Task("conv", 2.0, ("a", "b")), Task("dense")),
         host="a machine",
         started_s=1.5e9,
         ended_s=1.6e9,
@@ -74,7 +75,7 @@ def test_what_is_published_comes_back(store: LogStore, native: Callable[..., lis
     log = described(files)
     assert store.publish(log, files)
     assert list(store.list()) == [log]
-    assert log.info.weights == {"conv": 2.0, "dense": 1.0}
+    assert log.info.tasks == (Task("conv", 2.0, ("a", "b")), Task("dense"))
     assert log.size_bytes == 4
     with store.local(log) as path:
         assert [(path / file.name).read_text() for file in log.files] == ["a\n", "b\n"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lorien.dialects import open_dialect
-from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.dialects.metaschedule import logs
 from lorien.errors import MissingExtra, UnreadableLog
 from lorien.records import Outcome, TuningRecord
@@ -55,7 +55,7 @@ def read(log: Path, shard: tuple[int, int] = (0, 1), **info: Any) -> tuple[list[
 
 
 def test_a_record_says_what_ran_where_and_how_fast(log: Path) -> None:
-    records, report = read(log, network="alexnet", build="tvm 0.27.0.post1", weights={"max_pool": 3.0})
+    records, report = read(log, network="alexnet", build="tvm 0.27.0.post1", tasks=(Task("max_pool", 3.0),))
     raw = json.loads((log / logs.RECORDS).read_text().splitlines()[0])
     first = records[0]
     assert (len(records), report.records, report.failed, report.unreadable) == (4, 4, 0, 0)
@@ -67,6 +67,16 @@ def test_a_record_says_what_ran_where_and_how_fast(log: Path) -> None:
     assert first.measurement.latencies_s == tuple(raw[1][1])
     assert first.target.key == TARGET.key
     assert (first.build, first.network, first.log) == ("tvm 0.27.0.post1", "alexnet", str(log))
+
+
+def test_workloads_of_several_networks_keep_theirs(log: Path) -> None:
+    """A session of many networks: names repeat from one to the next, and the order tells them apart."""
+    write(log, logs.WORKLOADS, lines_of(logs.WORKLOADS, 2))
+    write(log, logs.RECORDS, [line for line in lines_of(logs.RECORDS, 400) if line[0] < 2])
+    tasks = (Task("conv2d", 3.0, ("a", "b")), Task("conv2d", 1.0, ("b",)))
+    records, _ = read(log, network="session-1", tasks=tasks)
+    found = {(record.workload.weight, record.workload.networks, record.network) for record in records}
+    assert found == {(3.0, ("a", "b"), None), (1.0, ("b",), "b")}
 
 
 def test_the_target_given_overrides_the_log(log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from lorien.dialects._lines import Targets, head_lines, iter_lines, plain_or_gzip, read_records, refuse_binary
-from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
 from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
@@ -87,8 +88,9 @@ def _is_legacy(line: bytes) -> bool:
 
 def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> list[Workload | BadInput]:
     """One entry a line, the reason in place of a workload that cannot be read. Raises when none can."""
-    # TVM writes workloads in the order of its tasks but without their names: weights by task name go by position.
-    by_position = list(info.weights.values())
+    # TVM writes workloads in the order of its tasks but without their names: what no name tells goes by position.
+    counts = Counter(task.name for task in info.tasks)
+    by_name = {task.name: task for task in info.tasks if counts[task.name] == 1}
     found: list[Workload | BadInput] = []
     for index, (_, line) in enumerate(iter_lines(path)):
         try:
@@ -96,8 +98,9 @@ def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> l
         except BadInput as error:
             found.append(error)
             continue
-        weight = by_position[index] if index < len(by_position) else 1.0
-        found.append(replace(workload, weight=info.weights.get(workload.name, weight)))
+        by_position = info.tasks[index] if index < len(info.tasks) else Task(workload.name)
+        task = by_name.get(workload.name, by_position)
+        found.append(replace(workload, weight=task.weight, networks=task.networks or workload.networks))
     if all(isinstance(entry, BadInput) for entry in found):
         raise UnreadableLog(f"{path} holds no workload: {found[0] if found else 'it is empty'}")
     return found
@@ -178,7 +181,7 @@ def _record(
         candidate=Candidate([instructions, decisions]),
         measurement=_measurement(run_secs),
         build=info.build,
-        network=info.network,
+        network=workload.networks[0] if len(workload.networks) == 1 else None,
         log=str(log),
     )
 
