@@ -30,19 +30,31 @@ lorien extract "$light/light_bvlc_alexnet.onnx" "$light/light_densenet121.onnx" 
     "$light/light_inception_v2.onnx" "$light/light_shufflenet.onnx" "$light/light_vgg19.onnx" \
     "$light/light_zfnet512.onnx" --target native --match "$operators" -o "$out/given.jsonl" ||
     test -s "$out/given.jsonl" # a model that cannot be read is reported, and the others are kept
-lorien mutate "$out/given.jsonl" --rules "$out/rules.yaml" -o "$out/mutated.jsonl"
-python - "$out" <<'FILTER'
+python - "$out" <<'CHOOSE'
+"""Workloads to tune: none of a network kept apart; new shapes are of a network of their own, <network>-mutated."""
+import dataclasses
 import sys
 from pathlib import Path
 
-from lorien.cli.workloads import read_workloads, write_workloads
+from lorien.cli.workloads import merge, read_workloads, write_workloads
+from lorien.mutate import load_rules, mutate
 
 out = Path(sys.argv[1])
 kept = {workload.key for workload in read_workloads(out / "kept.jsonl")}
-for name in ("given", "mutated"):
-    chosen = [workload for workload in read_workloads(out / f"{name}.jsonl") if workload.key not in kept]
-    write_workloads(out / f"{name}-to-tune.jsonl", chosen)
-FILTER
+given = [workload for workload in read_workloads(out / "given.jsonl") if workload.key not in kept]
+known = kept | {workload.key for workload in given}
+mutated = {}
+for network in sorted({network for workload in given for network in workload.networks}):
+    report = mutate([workload for workload in given if network in workload.networks], load_rules(out / "rules.yaml"))
+    for workload in report.workloads:
+        made = dataclasses.replace(workload, networks=(f"{network}-mutated",))
+        if made.key not in known:
+            mutated[made.key] = merge(mutated[made.key], made) if made.key in mutated else made
+write_workloads(out / "given-to-tune.jsonl", given)
+# In an order without meaning: whenever it is stopped, all networks have had as many trials.
+write_workloads(out / "mutated-to-tune.jsonl", [mutated[key] for key in sorted(mutated)])
+print(f"{len(given)} workloads of networks and {len(mutated)} made of them")
+CHOOSE
 
 for name in given mutated; do
     count=$(wc -l < "$out/$name-to-tune.jsonl")
