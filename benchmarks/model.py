@@ -97,12 +97,13 @@ def seen_scores(features: Path, network: str) -> dict[str, float]:
     """
     import lightgbm
 
+    from lorien.featurize.schema import is_of
     from lorien.models.data import group_tables, read_features, read_rows
     from lorien.models.metrics import ranking_scores
 
     (group,) = group_tables(features)
     rows = read_rows(group)
-    chosen = np.array([name == network for name in rows.network_names()])
+    chosen = np.array([is_of(name, network) for name in rows.network_names()])
     candidates = rows.candidates(chosen)
     value, matrix = candidates.value(), np.column_stack([read_features(group, chosen), candidates.workload])
     half = np.random.default_rng(0).integers(0, 2, len(value))

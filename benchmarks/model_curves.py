@@ -2,10 +2,12 @@
 
     python benchmarks/model_curves.py --data DATASETS --work FOLDER --transfer
     python benchmarks/model_curves.py --data DATASETS --work FOLDER --workloads
+    python benchmarks/model_curves.py --features FEATURES --work FOLDER --workloads
 
 Transfer: an i5-1035G1 with 0 to 2,000 records of its own (20 for each workload), beside the model of an i7-3770 that
 learned from all of its; a GTX 1650 beside an RTX 3080. Workloads: MetaSchedule models trained on growing parts of the
-workloads of all networks but one. The held-out network is out of every training, the base model's too.
+workloads of all networks but one; of FEATURES, tables of one target, where they are given. The held-out network is out
+of every training, the base model's too, and so is what ``datasets/tune_more.sh`` made of it by rules.
 """
 
 from __future__ import annotations
@@ -14,23 +16,27 @@ import argparse
 import hashlib
 import json
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from harness import machine, markdown, run
-from model import held_out, prepare
+from model import BASELINES, held_out, prepare, xgboost_scores
+
+from lorien.featurize.schema import is_of, parted
 
 PAIRS = {"x86_inteli5-1035G1": "x86_inteli7-3770", "cuda_gtx1650": "cuda_rtx3080"}
 """New device: the device of the base model."""
 HELD_OUT = "vgg-16"
+MUTATED = "-mutated"
+"""What ``datasets/tune_more.sh`` appends to a network's name for workloads that rules made of it."""
 RECORDS = (100, 500, 2000)
 RECORDS_EACH = 20
 PARTS = (0.125, 0.25, 0.5, 1.0)
 SCORES = ("top1_mean", "top5_mean", "min_top10", "spearman_mean")
+CURVE = (*SCORES, "coverage", "needed_median", *BASELINES[:4])
 
 
 def by_hash(names: Collection[str]) -> list[str]:
@@ -51,7 +57,8 @@ def copy_part(features: Path, out: Path, kept: Collection[str], network: str, ea
     for path, table in tables.items():
         columns = (table[name].to_pylist() for name in ("workload_key", "network", "candidate"))
         wanted = [
-            name == network or candidate in chosen.get(key, ()) for key, name, candidate in zip(*columns, strict=True)
+            is_of(name, network) or candidate in chosen.get(key, ())
+            for key, name, candidate in zip(*columns, strict=True)
         ]
         if any(wanted):
             target = out / path.relative_to(features)
@@ -60,12 +67,23 @@ def copy_part(features: Path, out: Path, kept: Collection[str], network: str, ea
 
 
 def workloads_of(features: Path, network: str) -> list[str]:
-    """Keys of the workloads of all other networks, in the order of ``by_hash``."""
+    """Keys of the workloads that neither are the network's nor were made of its, in the order of ``by_hash``."""
     keys: set[str] = set()
+    related: set[str] = set()
     for path in features.rglob("*.parquet"):
         table = pq.read_table(path, columns=["workload_key", "network"])
-        keys |= set(table.filter(pc.not_equal(table["network"], network))["workload_key"].to_pylist())
-    return by_hash(keys)
+        for row in table.group_by(["workload_key", "network"]).aggregate([]).to_pylist():
+            apart = any(is_of(row["network"], name) for name in (network, network + MUTATED))
+            (related if apart else keys).add(row["workload_key"])
+    return by_hash(keys - related)
+
+
+def networks_of(features: Path) -> list[str]:
+    """Networks that can be held out."""
+    values: set[str | None] = set()
+    for path in features.rglob("*.parquet"):
+        values |= set(pq.read_table(path, columns=["network"])["network"].unique().to_pylist())
+    return sorted({name for value in values for name in parted(value) if not name.endswith(MUTATED)})
 
 
 def kept_or(path: Path, make: Any) -> dict[str, Any]:
@@ -100,36 +118,38 @@ def transfer(data: Path, work: Path) -> None:
         print(f"\n{title}, {machine()}\n\n{markdown(['records', 'model', 'base share', *SCORES], rows)}", flush=True)
 
 
-def more_workloads(data: Path, work: Path) -> None:
+def more_workloads(features: Path, work: Path, networks: Sequence[str]) -> None:
     """Means over the networks held out in turn, by number of training workloads."""
-    (target,) = (data / "metaschedule").iterdir()
-    features = prepare(data, work, "metaschedule", target.name)
     rows = []
     for part in PARTS:
         counts, scores = [], []
-        for network in sorted(path.name for path in target.iterdir()):
+        for network in networks or networks_of(features):
             keys = workloads_of(features, network)
             kept = keys[: round(part * len(keys))]
-            folder = work / target.name / f"curve-{part}" / network
+            folder = work / f"curve-{part}" / network
             if not folder.exists():
                 copy_part(features, folder / "features", set(kept), network)
             counts.append(len(kept))
             scores.append(
                 kept_or(
                     folder / "scores.json",
-                    lambda f=folder, n=network: held_out(f / "features", f / "models", n, "fast"),
+                    lambda f=folder, n=network: (
+                        held_out(f / "features", f / "models", n, "fast") | xgboost_scores(f / "features", n)
+                    ),
                 )
             )
-        rows.append([round(statistics.fmean(counts)), *(statistics.fmean(s[c] for s in scores) for c in SCORES)])
-        print(part, rows[-1], flush=True)
+            print(part, network, counts[-1], *(scores[-1][c] for c in CURVE), flush=True)
+        rows.append([round(statistics.fmean(counts)), *(statistics.fmean(s[c] for s in scores) for c in CURVE)])
     title = "MetaSchedule, each network held out in turn, preset fast"
-    print(f"\n{title}, {machine()}\n\n{markdown(['training workloads', *SCORES], rows)}", flush=True)
+    print(f"\n{title}, {machine()}\n\n{markdown(['training workloads', *CURVE], rows)}", flush=True)
 
 
 def main() -> None:
     """Run what was asked for, both by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="data sets; may be left out where FEATURES are given")
+    parser.add_argument("--features", type=Path, help="of --workloads: tables to learn from in place of the data sets'")
+    parser.add_argument("--networks", nargs="*", default=(), help="of --workloads: hold out only these")
     parser.add_argument("--work", type=Path, required=True, help="folder to keep logs, tables and models in")
     parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--workloads", action="store_true")
@@ -137,7 +157,11 @@ def main() -> None:
     if arguments.transfer or not arguments.workloads:
         transfer(arguments.data, arguments.work)
     if arguments.workloads or not arguments.transfer:
-        more_workloads(arguments.data, arguments.work)
+        features = arguments.features
+        if features is None:
+            (target,) = (arguments.data / "metaschedule").iterdir()
+            features = prepare(arguments.data, arguments.work, "metaschedule", target.name)
+        more_workloads(features, arguments.work, arguments.networks)
 
 
 if __name__ == "__main__":
