@@ -1,10 +1,12 @@
-"""Make the sample of real logs that ships in this folder, and its manifest.
+"""Make the samples of real logs that ship in this folder, and their manifest.
 
     python datasets/make_sample.py LOGS
+    python datasets/make_sample.py LOGS --more STORE --host "2 cores of an AMD EPYC (Zen 5)"
 
 ``LOGS`` is a folder ``<target>/<network>/`` of MetaSchedule JSON databases, each with its ``lorien.json``. Every
 network but squeezenet is copied as it is: squeezenet is what ``make demo`` asks about, so nothing of it may be trained
-on. A network that shares a workload with squeezenet stops the script.
+on. ``STORE`` is what ``tune_more.sh`` wrote; its sessions become ``more/``. A log that shares a workload with
+squeezenet stops the script.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from lorien.target import Target
+
 QUESTION = "squeezenet"
 LICENCE = "Apache-2.0"
 WORKLOADS = "database_workload.json.gz"
@@ -24,15 +28,20 @@ RECORDS = "database_tuning_record.json.gz"
 HERE = Path(__file__).parent
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a gzip text file."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().splitlines()
+def content(folder: Path, name: str) -> bytes:
+    """A file that may be gzip-compressed."""
+    plain = folder / name.removesuffix(".gz")
+    return plain.read_bytes() if plain.exists() else gzip.decompress((folder / name).read_bytes())
 
 
-def workload_hashes(network: Path) -> set[str]:
+def read_lines(folder: Path, name: str) -> list[str]:
+    """Lines of such a file."""
+    return content(folder, name).decode().splitlines()
+
+
+def workload_hashes(folder: Path) -> set[str]:
     """Structural hashes of the workloads of a database folder."""
-    return {json.loads(line)[0] for line in read_lines(network / WORKLOADS)}
+    return {json.loads(line)[0] for line in read_lines(folder, WORKLOADS)}
 
 
 def copy_network(source: Path, out: Path) -> dict[str, object]:
@@ -41,11 +50,29 @@ def copy_network(source: Path, out: Path) -> dict[str, object]:
     for name in (WORKLOADS, RECORDS, "lorien.json"):
         shutil.copyfile(source / name, out / name)
     about = json.loads((source / "lorien.json").read_text())
-    records = read_lines(out / RECORDS)
+    return entry(out, {name: about[name] for name in ("target", "host", "framework", "network", "model")})
+
+
+def copy_session(source: Path, out: Path, host: str) -> dict[str, object]:
+    """Copy one session of ``lorien tune``, compressed; returns its entry in the manifest."""
+    out.mkdir(parents=True)
+    for name in (WORKLOADS, RECORDS):
+        (out / name).write_bytes(gzip.compress(content(source, name), mtime=0))
+    about = json.loads((source / "lorien.json").read_text())
+    # The definitions are in the workload file already; the machine's own name tells a reader nothing.
+    kept = {name: about[name] for name in ("dialect", "target", "framework", "network", "started_s", "tasks")}
+    (out / "lorien.json").write_text(json.dumps({**kept, "host": host}) + "\n")
+    networks = sorted({network for task in about["tasks"] for network in task["networks"]})
+    return entry(out, {"target": about["target"], "host": host, "framework": about["framework"], "networks": networks})
+
+
+def entry(out: Path, about: dict[str, object]) -> dict[str, object]:
+    """What the manifest says of a folder that was copied."""
+    records = read_lines(out, RECORDS)
     return {
         "path": out.relative_to(HERE).as_posix(),
         "dialect": "metaschedule",
-        **{name: about[name] for name in ("target", "host", "framework", "network", "model")},
+        **about,
         "source": "measured for Lorien",
         "licence": LICENCE,
         # Of those that have a record: a run cut short leaves workloads that were never measured.
@@ -56,19 +83,32 @@ def copy_network(source: Path, out: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Write ``metaschedule/`` and ``manifest.json`` beside this file."""
+    """Write ``metaschedule/``, ``more/`` where asked for, and ``manifest.json`` beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", type=Path)
-    logs: Path = parser.parse_args().logs
-    shutil.rmtree(HERE / "metaschedule", ignore_errors=True)
+    parser.add_argument("--more", type=Path, metavar="STORE")
+    parser.add_argument("--host", default="unknown", help="the machine that STORE was measured on, for people")
+    arguments = parser.parse_args()
+    for name in ("metaschedule", "more"):
+        shutil.rmtree(HERE / name, ignore_errors=True)
     entries = []
-    for target in sorted(path for path in logs.iterdir() if path.is_dir()):
-        asked = workload_hashes(target / QUESTION)
+    asked: set[str] = set()
+    for target in sorted(path for path in arguments.logs.iterdir() if path.is_dir()):
+        asked |= workload_hashes(target / QUESTION)
         for network in sorted(path for path in target.iterdir() if path.is_dir() and path.name != QUESTION):
             if asked & workload_hashes(network):
                 sys.exit(f"{network} shares a workload with {QUESTION}: training on it would leak")
             entries.append(copy_network(network, HERE / "metaschedule" / target.name / network.name))
-    manifest = {"version": 1, "made_by": "python datasets/make_sample.py LOGS", "logs": entries}
+    sessions = sorted((arguments.more / "sessions").iterdir()) if arguments.more else []
+    for session in sessions:
+        if asked & workload_hashes(session):
+            sys.exit(f"{session} shares a workload with {QUESTION}: training on it would leak")
+        about = json.loads((session / "lorien.json").read_text())
+        target_key = Target.parse(about["target"]).key
+        entries.append(
+            copy_session(session, HERE / "more" / target_key / session.name.rpartition("-")[2], arguments.host)
+        )
+    manifest = {"version": 1, "made_by": "python datasets/make_sample.py LOGS --more STORE", "logs": entries}
     (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
