@@ -35,6 +35,18 @@ class FeatureExtractor(Protocol):
         """Rows (candidates, columns) in the order given; a candidate that cannot be lowered is a row of NaN."""
 
 
+class EarlyExtractor(FeatureExtractor, Protocol):
+    """An extractor some of whose columns are known before a schedule is made: a search can draft by them."""
+
+    early: Sequence[int]
+    """Positions of these columns."""
+
+
+def early_columns(extractor: FeatureExtractor) -> Sequence[int]:
+    """Those columns of any extractor; none of most."""
+    return getattr(extractor, "early", ())
+
+
 def batched(records: Iterable[TuningRecord], batch_rows: int) -> Iterator[list[TuningRecord]]:
     """Lists of at most ``batch_rows`` records."""
     batch: list[TuningRecord] = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule import logs
-from lorien.dialects.metaschedule.describe import FEATURES, Describer
+from lorien.dialects.metaschedule.describe import EARLY, FEATURES, Describer
 from lorien.dialects.metaschedule.workload import DIALECT, module_of, schedule_of
 from lorien.featurize.base import Features, batched
 from lorien.featurize.schema import Column, FeatureSet
@@ -33,6 +33,7 @@ class MetaScheduleExtractor:
 
     dialect = DIALECT
     features = FeatureSet("metaschedule", 1, tuple(Column(*feature) for feature in FEATURES))
+    early = EARLY
 
     def extract_log(
         self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int], batch_rows: int

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.base import ScoreFn
 from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, UnknownTarget, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.models.calibration import Calibration
 from lorien.models.confidence import Confidence
 from lorien.models.metrics import FloatArray
 from lorien.models.scorer import Scorer, TreeEnsemble
-from lorien.models.store import SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.models.store import DRAFT_FILE, SCORER_FILE, Model, ModelStore, StoredModel, open_models
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
@@ -72,12 +73,10 @@ class Ranker:
                 f"the model of {stored.model.target} reads features {stored.model.features.id}, this Lorien writes "
                 f"{self._extractor.features.id} with other columns. Fix: lorien featurize and lorien-train again"
             )
-        knots = stored.model.calibration
-        self._scorer = Scorer(
-            TreeEnsemble(stored.read(SCORER_FILE)),
-            stored.model.fold_trees,
-            Calibration(tuple(knots["raw"]), tuple(knots["fraction"])),
-        )
+        self._scorer = _scorer(stored.read(SCORER_FILE), stored.model.fold_trees, stored.model.calibration)
+        self._drafts: Scorer | None = None
+        if stored.model.draft:
+            self._drafts = _scorer(stored.read(DRAFT_FILE), **stored.model.draft)
 
     @property
     def exact(self) -> bool:
@@ -146,6 +145,12 @@ class Ranker:
             )
         return self._scorer.cautious(features, CAUTION)
 
+    @property
+    def draft(self) -> ScoreFn | None:
+        """As ``guide``, of rows in which only the extractor's ``early`` columns are given; None where it has none."""
+        drafts = self._drafts
+        return None if drafts is None else lambda features: drafts.cautious(features, CAUTION)
+
     def score_unseen(self, features: npt.NDArray[np.float32], fold: npt.NDArray[np.int64]) -> FloatArray:
         """Score feature rows as ``score`` does, each by the part of the model that has not seen its workload.
 
@@ -186,6 +191,11 @@ class Ranker:
                 f"{self.model.target} reads {self.model.features.id} of {self.model.dialect}. "
                 "Fix: lorien featurize, then lorien-train again"
             )
+
+
+def _scorer(text: bytes, fold_trees: Sequence[int], calibration: Mapping[str, Sequence[float]]) -> Scorer:
+    knots = Calibration(tuple(calibration["raw"]), tuple(calibration["fraction"]))
+    return Scorer(TreeEnsemble(text), fold_trees, knots)
 
 
 def load_ranker(url: str | Path, target: str | Mapping[str, Json] | Target, dialect: str | None = None) -> Ranker:

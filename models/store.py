@@ -25,6 +25,7 @@ from lorien.s3 import S3Folder
 
 FORMAT_VERSION = 1
 SCORER_FILE = "scorer.txt"
+DRAFT_FILE = "draft.txt"
 AUTOGLUON_FOLDER = "autogluon"
 _MODEL_FILE = "model.json"
 
@@ -67,6 +68,9 @@ class Model:
         Fold of each of ``workload_keys``; empty in models of an earlier Lorien, and in those trained on a base.
     confidence : dict
         ``margin`` and ``expected``: how deep a ranking must be tried; empty in models of an earlier Lorien.
+    draft : dict
+        ``fold_trees`` and ``calibration`` of the model that ranks by the columns known before a schedule is made; empty
+        where the dialect has no such columns, and in models of an earlier Lorien.
     """
 
     lorien: str
@@ -88,6 +92,7 @@ class Model:
     libraries: dict[str, str]
     workload_folds: list[int] = field(default_factory=list)
     confidence: dict[str, Json] = field(default_factory=dict)
+    draft: dict[str, Json] = field(default_factory=dict)
 
     @property
     def features(self) -> FeatureSet:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 import lorien
-from lorien.errors import BadInput, LorienError
-from lorien.featurize.base import Features
+from lorien.errors import BadInput, LorienError, UnsupportedOperation
+from lorien.featurize import open_extractor
+from lorien.featurize.base import Features, early_columns
 from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.featurize.store import open_tables
 from lorien.files import sha256_of
@@ -26,7 +27,7 @@ from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_score
 from lorien.models.presets import preset_named
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
-from lorien.models.store import AUTOGLUON_FOLDER, SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.models.store import AUTOGLUON_FOLDER, DRAFT_FILE, SCORER_FILE, Model, ModelStore, StoredModel, open_models
 from lorien.models.transfer import Base, best_share, blend, load_base
 from lorien.target import Target
 
@@ -199,17 +200,18 @@ def _train_one(
         files = Path(temporary) / "files"
         files.mkdir()
         apart = _network_folds(rows, chosen, preset.folds)
-        limit_s = options.time_limit_s if apart is None else options.time_limit_s / 2
+        early = _early_columns(group)
+        fits = 1 + (apart is not None) + (len(early) > 0)
 
-        def fit(folds: IntArray, name: str) -> Ensemble:
+        def fit(folds: IntArray, name: str, features: Features = matrix) -> Ensemble:
             return fit_ensemble(
-                matrix,
+                features,
                 value[chosen],
                 rows.workload[chosen],
                 row_weights(rows.workload[chosen]),
                 folds[rows.workload[chosen]],
                 preset=preset,
-                time_limit_s=limit_s,
+                time_limit_s=options.time_limit_s / fits,
                 folder=Path(temporary) / name,
             )
 
@@ -227,6 +229,15 @@ def _train_one(
             strange = _unseen_scores(group, rows, TreeEnsemble(text), by_network, apart)
         fold_trees = [trees.trees for trees in by_fold]
         workload_keys, workload_folds = [rows.keys[index] for index in learned], fold[learned].tolist()
+        draft: dict[str, Any] = {}
+        if len(early):
+            drafts = fit(fold, "draft", _only(matrix, early))
+            draft_text = drafts.lowered()
+            draft_by_fold = [TreeEnsemble(drafts.lowered(index)) for index in range(fold.max() + 1)]
+            drafted = _unseen_scores(group, rows, TreeEnsemble(draft_text), draft_by_fold, fold, early)
+            knots = calibrate(drafted[learn], value[learn], row_weights(rows.workload[learn]))
+            draft = {"fold_trees": [trees.trees for trees in draft_by_fold], "calibration": asdict(knots)}
+            (files / DRAFT_FILE).write_bytes(draft_text)
         share = 0.0
         if base is not None:
             theirs = base.unseen_scores(group, rows)
@@ -251,6 +262,9 @@ def _train_one(
             fraction = calibration(unseen[test])
             holdout |= check_confidence(confidence, rows.workload[test], value[test], fraction)
             holdout["held_out"] = options.holdout_network
+            if draft:
+                found = ranking_scores(rows.candidates(test), drafted[test])
+                holdout |= {f"draft_{name}": found[name] for name in ("top1_mean", "top5_mean")}
         if base is not None:
             holdout |= {"base": base.stored.model.target, "base_share": share}
         (files / SCORER_FILE).write_bytes(text)
@@ -275,7 +289,8 @@ def _train_one(
             networks=sorted(rows.networks[index] for index in np.unique(rows.network[chosen]) if index != UNKNOWN),
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
-            calibration={"raw": list(calibration.raw), "fraction": list(calibration.fraction)},
+            calibration=asdict(calibration),
+            draft=draft,
             confidence=confidence.to_json(),
             fold_trees=fold_trees,
             members=[{"name": member.name, "share": member.share} for member in ensemble.members],
@@ -329,19 +344,41 @@ def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
         raise LorienError(f"the exported trees differ from AutoGluon's prediction by {error:.2g}: please report this")
 
 
+def _early_columns(group: Tables) -> Sequence[int]:
+    """Columns that are known before a schedule is made; none where nobody here searches by this feature set."""
+    try:
+        extractor = open_extractor(group.dialect, group.features.name)
+    except UnsupportedOperation:
+        return ()
+    return early_columns(extractor) if extractor.features == group.features else ()
+
+
+def _only(matrix: Features, columns: Sequence[int]) -> Features:
+    """A matrix with NaN in all other columns."""
+    kept = np.full_like(matrix, np.nan)
+    kept[:, columns] = matrix[:, columns]
+    return kept
+
+
 def _unseen_scores(
-    group: Tables, rows: Rows, whole: TreeEnsemble, by_fold: Sequence[TreeEnsemble], fold: IntArray
+    group: Tables,
+    rows: Rows,
+    whole: TreeEnsemble,
+    by_fold: Sequence[TreeEnsemble],
+    fold: IntArray,
+    columns: Sequence[int] | None = None,
 ) -> FloatArray:
     """Raw scores (rows,), each by boosters that never saw the row's workload.
 
     Rows of training workloads, sampled out or not, are scored by the boosters fitted without their fold; the others,
-    by all of them.
+    by all of them. Where ``columns`` are given, by these alone.
     """
     row_fold = fold[rows.workload]
     parts = {NO_FOLD: whole, **dict(enumerate(by_fold))}
     scores = np.empty(len(rows))
     for here, batch in feature_batches(group):
+        given = batch if columns is None else _only(batch, columns)
         for index, trees in parts.items():
             wanted = row_fold[here] == index
-            scores[here][wanted] = trees(batch[wanted])
+            scores[here][wanted] = trees(given[wanted])
     return scores

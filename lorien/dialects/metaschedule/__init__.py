@@ -68,11 +68,12 @@ class MetaScheduleDialect:
         *,
         seed: int = 0,
         budget_s: float | None = None,
+        draft: ScoreFn | None = None,
     ) -> Sequence[Candidate]:
         """See ``LiveDialect``."""
         from lorien.dialects.metaschedule.search import search
 
-        return search(workload, target, count, score, seed=seed, budget_s=budget_s)
+        return search(workload, target, count, score, seed=seed, budget_s=budget_s, draft=draft)
 
     def warm_up(self, target: Target) -> None:
         """See ``LiveDialect``."""

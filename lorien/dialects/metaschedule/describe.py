@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tvm.s_tir import SBlock, Schedule
 
 logger = logging.getLogger(__name__)
+
+Number: TypeAlias = Any
+"""A number, or an array of them (schedules,)."""
 
 
 class Feature(NamedTuple):
@@ -44,7 +47,7 @@ AXES = 3
 LANES = (4, 8, 16)
 
 _SPATIAL, _REDUCE = 0, 2  # IterVar.DataPar, IterVar.CommReduce
-_TILING = "meta_schedule.tiling_structure"
+TILING = "meta_schedule.tiling_structure"
 
 _ARITHMETIC = ("mad", "add_sub", "mul", "div_mod", "compare", "math_call", "other_call")
 _POSITIONS = 8
@@ -171,6 +174,11 @@ FEATURES: tuple[Feature, ...] = (
     *_prefixed("trace", "schedule", _TRACE_COLUMNS),
     *_prefixed("workload", "workload", _WORKLOAD_COLUMNS),
 )
+_NAMES = [feature.name for feature in FEATURES]
+TRACE_START = _NAMES.index("trace_" + _TRACE_COLUMNS[0].name)
+UNROLL = _NAMES.index("main_auto_unroll")
+EARLY = [i for i, name in enumerate(_NAMES) if name.startswith(("trace_", "workload_"))] + [UNROLL]
+"""Columns known before a schedule is lowered."""
 
 
 class Describer:
@@ -203,7 +211,8 @@ class Describer:
         there = [i for i, schedule in enumerate(schedules) if schedule is not None]
         for i, stores in zip(there, self._stores([schedules[i] for i in there]), strict=True):
             if stores is not None:
-                parts = (self._summary(stores), _tiling(schedules[i]), self._workload(workloads[i]))
+                tiling = tiling_columns(tiling_of(_steps(schedules[i])))[0]
+                parts = (self._summary(stores), tiling, self._workload(workloads[i]))
                 rows[i] = np.concatenate(parts)
         return rows
 
@@ -238,68 +247,112 @@ def _log2(value: float) -> float:
     return math.log2(1 + value)
 
 
-def _padded(values: Sequence[float], length: int) -> list[float]:
+def _padded(values: Sequence[Number], length: int) -> list[Number]:
     return [*values, *[0.0] * length][:length]
 
 
-def _levels(tiles: Sequence[Sequence[int]]) -> list[float]:
+def _levels(tiles: Sequence[Sequence[Number]]) -> list[Number]:
     """Product over the axes of each level's factors, innermost level first; blocks may be tiled to other depths."""
-    return [float(math.prod(level)) for level in zip_longest(*(reversed(factors) for factors in tiles), fillvalue=1)]
+    transposed = zip_longest(*(reversed(factors) for factors in tiles), fillvalue=1)
+    return [math.prod(level, start=1.0) for level in transposed]
 
 
-def _tiling(schedule: Schedule) -> npt.NDArray[np.float64]:
-    """The values of ``_TRACE_COLUMNS``: what the space's rules decided, before the post-processors."""
-    decisions = schedule.trace.decisions
+class Tiling(NamedTuple):
+    """What a trace decides before the post-processors. A number may be an array, of schedules alike but for it."""
+
+    spatial: Sequence[Sequence[Number]]
+    """Factors of each spatial axis that the multi-level tiling rule tiled, outermost level first."""
+    reduce: Sequence[Sequence[Number]]
+    split: Sequence[Number]
+    """Factors of the last split for rfactor."""
+    locations: Sequence[Number]
+    counts: tuple[int, int, int]
+    """Reductions factored, write caches added, consumers moved."""
+
+
+class Step(NamedTuple):
+    """What matters of an instruction of a trace: its kind, what was decided, and the structure it announces."""
+
+    kind: str
+    decision: Any = None
+    structure: str = ""
+
+
+def tiling_of(steps: Iterable[Step]) -> Tiling:
+    """The tiling that a trace's steps amount to; those of the post-processors are not read."""
     structure = ""
-    spatial: list[list[int]] = []
-    reduce: list[list[int]] = []
-    split: list[int] = []
-    locations: list[int] = []
+    spatial: list[Sequence[Number]] = []
+    reduce: list[Sequence[Number]] = []
+    split: Sequence[Number] = []
+    locations: list[Number] = []
     counts = dict.fromkeys(("RFactor", "CacheWrite", "ReverseComputeAt"), 0)
-    for instruction in schedule.trace.insts:
-        name = instruction.kind.name
-        if name == "SamplePerfectTile":
-            factors = [int(factor) for factor in decisions[instruction]]
+    for kind, decision, announced in steps:
+        if kind == "SamplePerfectTile":
             if not structure:
-                split = factors
-            elif len(factors) == structure.count("S"):
-                spatial.append(factors)
+                split = decision
+            elif len(decision) == structure.count("S"):
+                spatial.append(decision)
             else:
-                reduce.append(factors)
-        elif name == "SampleComputeLocation":
-            locations.append(int(decisions[instruction]))
-        elif name in counts:
-            counts[name] += 1
-        elif name == "Annotate" and instruction.attrs[0] == _TILING:
-            structure = str(instruction.inputs[1])
-        elif name == "EnterPostproc":
+                reduce.append(decision)
+        elif kind == "SampleComputeLocation":
+            locations.append(decision)
+        elif kind in counts:
+            counts[kind] += 1
+        elif kind == "Annotate":
+            structure = announced or structure
+        elif kind == "EnterPostproc":
             break
+    factored, cached, fused = counts.values()
+    return Tiling(spatial, reduce, split, locations, (factored, cached, fused))
+
+
+def tiling_columns(tiling: Tiling, rows: int = 1) -> npt.NDArray[np.float64]:
+    """The values of ``_TRACE_COLUMNS`` (rows, columns)."""
+    spatial, reduce, split, locations, counts = tiling
     s, r = _levels(spatial), _levels(reduce)
     s0, s1, s2, *_ = [*s, 1.0, 1.0, 1.0]
     r0 = r[0] if r else 1.0
-    values: list[float] = [
+    values: list[Number] = [
         len(spatial),
         len(reduce),
-        *counts.values(),
+        *counts,
         len(locations),
         locations[0] if locations else -3,
         locations[-1] if locations else -3,
-        _log2(split[-1]) if split else 0,
-        *_padded([_log2(level) for level in s], LEVELS),
-        *_padded([_log2(level) for level in r], LEVELS),
-        _log2(s0 * s1),
-        _log2(s0 * s1 * s2),
-        _log2(s0 * r0),
-        _log2(s0 * s1 * r0),
+        np.log2(1 + split[-1]) if len(split) else 0,
+        *_padded([np.log2(1 + level) for level in s], LEVELS),
+        *_padded([np.log2(1 + level) for level in r], LEVELS),
+        np.log2(1 + s0 * s1),
+        np.log2(1 + s0 * s1 * s2),
+        np.log2(1 + s0 * r0),
+        np.log2(1 + s0 * s1 * r0),
     ]
-    last_axes = [[_log2(factor) for factor in reversed(factors)] for factors in reversed(spatial)]
+    last_axes = [[np.log2(1 + factor) for factor in reversed(factors)] for factors in reversed(spatial)]
     for axis in [*last_axes, *[[]] * AXES][:AXES]:
         values += _padded(axis, LEVELS)
     for factors in (reduce[0], reduce[-1]) if reduce else ([], []):
-        values += _padded([_log2(factor) for factor in reversed(factors)], 3)
+        values += _padded([np.log2(1 + factor) for factor in reversed(factors)], 3)
     inner = spatial[-1][-1] if spatial else 0
-    values += [inner / (math.ceil(inner / lanes) * lanes) if inner else 0 for lanes in LANES]
-    return np.array(values, dtype=np.float64)
+    values += [inner / np.maximum(np.ceil(inner / lanes) * lanes, 1) for lanes in LANES]
+    columns = np.empty((rows, len(values)))
+    for index, value in enumerate(values):
+        columns[:, index] = value
+    return columns
+
+
+def _steps(schedule: Schedule) -> Iterator[Step]:
+    """The steps of a traced schedule."""
+    decisions = schedule.trace.decisions
+    for instruction in schedule.trace.insts:
+        kind = instruction.kind.name
+        if kind == "SamplePerfectTile":
+            yield Step(kind, [int(factor) for factor in decisions[instruction]])
+        elif kind == "SampleComputeLocation":
+            yield Step(kind, int(decisions[instruction]))
+        elif kind == "Annotate" and instruction.attrs[0] == TILING:
+            yield Step(kind, None, str(instruction.inputs[1]))
+        else:
+            yield Step(kind)
 
 
 def _describe_workload(workload: Workload) -> npt.NDArray[np.float64]:

@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
 from lorien.dialects.metaschedule.describe import FEATURES, Describer
+from lorien.dialects.metaschedule.draft import draft as draft_traces
+from lorien.dialects.metaschedule.draft import sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
-from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
+from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, replay, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
-from lorien.records import Candidate, Workload
+from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ PROBE = 32
 """Samples that tell how fast this machine is and how large the space."""
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
+MAKING_SHARE = 0.6
+"""The same where the first generation was drafted: it is as good as later ones, and more varied."""
+CHUNK = 8
+"""Drafts made and scored between two looks at the clock."""
 PRESSURE = 3
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
 _SMALLEST = 4
@@ -60,6 +66,7 @@ def search(
     *,
     seed: int = 0,
     budget_s: float | None = None,
+    draft: ScoreFn | None = None,
 ) -> list[Candidate]:
     """See ``LiveDialect.search``.
 
@@ -76,7 +83,7 @@ def search(
     register_intrinsics(target)
     if score is None:
         return _random(_Space(workload, target, seed), count)
-    budget_s = budget_s if budget_s is not None else float("inf")
+    clock = _Clock(started_s, budget_s if budget_s is not None else float("inf"))
     cores = max(1, min(available_cores(), POPULATION // (_SMALLEST * PROBE)))
     lock = threading.Lock()
 
@@ -86,13 +93,36 @@ def search(
 
     islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda island: island.evolve(POPULATION // cores, budget_s), islands))
+        samples = [schedule for found in pool.map(_Island.probe, islands) for schedule in found]
+        drafts = _drafts(islands[0], samples, draft, POPULATION - cores * PROBE, seed)
+        shares = [drafts[index::cores] for index in range(cores)]
+        list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
     found = {features: one for island in islands for features, one in island.found.items()}
     candidates = [candidate_of_trace(one.trace, one.score) for one in _diverse(found.values(), count)]
     best = {candidate.key: candidate for candidate in candidates}
     scored = sum(island.scored for island in islands)
     logger.info("%s: %d candidates scored in %.1f s", workload.name, scored, time.monotonic() - started_s)
     return list(best.values())
+
+
+class _Clock(NamedTuple):
+    """When a search began, and the seconds it has."""
+
+    started_s: float
+    budget_s: float
+
+    def past(self, share: float = 1.0) -> bool:
+        """Whether that share of the seconds is used up."""
+        return time.monotonic() - self.started_s > share * self.budget_s
+
+
+def _drafts(
+    island: _Island, samples: Sequence[Schedule], score: ScoreFn | None, count: int, seed: int
+) -> Sequence[Json]:
+    """The best drafts of the samples' sketches; none where the samples are all there is, or nobody scores drafts."""
+    if score is None or island.exhausted or island.described is None:
+        return ()
+    return draft_traces(sketches_of(samples), island.described, score, count, seed)
 
 
 def _diverse(found: Iterable[_Found], count: int) -> list[_Found]:
@@ -155,6 +185,17 @@ class _Space:
             ) from error
         return context
 
+    def make(self, trace: Json) -> Schedule | None:
+        """The schedule of a trace without post-processing, after it; None where TVM has none."""
+        try:
+            schedule = replay(module_of(self.workload), trace)
+            schedule.enter_postproc()
+            made = all(step.apply(schedule) for step in self._context.space_generator.postprocs)
+        except Exception as error:  # a decision that TVM takes back: whatever it raises
+            logger.debug("a draft of %s cannot be made: %s", self.workload.name, error)
+            return None
+        return schedule if made else None
+
     def sample(self, count: int) -> list[Schedule]:
         """At most ``count`` random schedules that every post-processor accepts; duplicates are possible."""
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
@@ -175,25 +216,44 @@ class _Island:
 
     def __init__(self, space: _Space, score: ScoreFn) -> None:
         self.scored = 0
+        self.exhausted = False
+        self.described: npt.NDArray[np.float32] | None = None
+        """The row of a schedule."""
         self.found: dict[bytes, _Found] = {}
         self._space = space
         self._describe = Describer(space.target)
         self._score = score
         self._scores: dict[Schedule, float] = {}
+        self._first: list[Schedule] = []
 
-    def evolve(self, population: int, budget_s: float) -> None:
-        """Sample a population, then breed from it until its generations, or the seconds, are used up."""
+    def probe(self) -> list[Schedule]:
+        """The first random samples, scored."""
+        self._first = self._space.sample(PROBE)
+        self._weights(self._first)
+        # Of a handful of schedules more samples find all, and there is nothing to breed.
+        self.exhausted = len(self.found) <= _EXHAUSTED * len(self._first)
+        return self._first
+
+    def evolve(self, population: int, drafts: Sequence[Json], clock: _Clock) -> None:
+        """Make a population of drafts, or sample one, and breed from it until its generations or the seconds end."""
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
 
-        started_s = time.monotonic()
-        first = self._space.sample(PROBE)
-        self._weights(first)
-        if len(self.found) <= _EXHAUSTED * len(first):
-            # A handful of schedules: more samples find all of them, and there is nothing to breed.
+        if self.exhausted:
             self._weights(self._space.sample(PROBE))
             return
-        while len(first) < population and time.monotonic() - started_s < SAMPLING_SHARE * budget_s:
-            first += self._space.sample(min(PROBE, population - len(first)))
+        first = list(self._first)
+        if drafts:
+            for at in range(0, len(drafts), CHUNK):
+                if clock.past(MAKING_SHARE):
+                    break
+                made = [s for s in map(self._space.make, drafts[at : at + CHUNK]) if s is not None]
+                known = self._scores
+                self._weights(made)
+                self._scores |= known
+                first += made
+        else:
+            while len(first) < population and not clock.past(SAMPLING_SHARE):
+                first += self._space.sample(min(PROBE, population - len(first)))
         scored_s = time.monotonic()
         expired = False
 
@@ -201,7 +261,7 @@ class _Island:
             nonlocal expired, scored_s
             now_s = time.monotonic()
             # This generation was bred since the last was scored, and its scores take as long again: not past the end.
-            expired = now_s + (now_s - scored_s) > started_s + budget_s
+            expired = now_s + (now_s - scored_s) > clock.started_s + clock.budget_s
             if expired:
                 raise TimeoutError("out of time")  # the only way out of TVM's loop
             weights = self._weights(schedules)
@@ -227,6 +287,7 @@ class _Island:
         known = {**self._scores, **dict(zip(new, values.tolist(), strict=True))}
         self._scores = {schedule: known[schedule] for schedule in schedules}
         self.scored += len(new)
+        self.described = rows[good][0] if good.any() else self.described
         for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
             if np.isfinite(value):
                 self.found.setdefault(row.tobytes(), _Found(value, row[_FAMILY].tobytes(), schedule.trace))
