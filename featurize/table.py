@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 BATCH_ROWS = 1024
 ROW_GROUP_ROWS = 64 * BATCH_ROWS
 GC_ALLOCATIONS = 1_000_000
+SHARD_ROWS = 512
+"""Records that are worth a table of their own."""
 Progress = Callable[[int, int, int], None]
 """Called with (tables done, tables to do, rows written so far)."""
 
@@ -193,7 +195,9 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
 
 
 def _shards(log: StoredLog, logs: LogStore, store: TableStore, feature_set: str | None) -> list[_Shard]:
-    count = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
+    by_size = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
+    # Of a log that came uncompressed, or whose workloads outweigh its records, size alone makes tables of a few rows.
+    count = min(by_size, -(-log.records // SHARD_ROWS))
     return [_Shard(logs, log, index, count, store, feature_set) for index in range(count)]
 
 
