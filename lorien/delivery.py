@@ -225,8 +225,6 @@ class Deliverer:
             tried = 0 if self._measurer is None else 1 + (self._top_k or TOP_K)
             search_s = max(MIN_SEARCH_S, deadline_s - time.monotonic() - tried * self._verify_s)
         dialect = open_live_dialect(workload.dialect)
-        # Only a dialect that can draft has models that do.
-        drafting = {} if self._ranker.draft is None else {"draft": self._ranker.draft}
         return dialect.search(
             workload,
             self.target,
@@ -234,7 +232,7 @@ class Deliverer:
             self._ranker.guide,
             seed=self._seed,
             budget_s=search_s,
-            **drafting,
+            **self._ranker.hints,
         )
 
     def _first(self, workload: Workload, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], int | None]:

@@ -146,10 +146,13 @@ class Ranker:
         return self._scorer.cautious(features, CAUTION)
 
     @property
-    def draft(self) -> ScoreFn | None:
-        """As ``guide``, of rows in which only the extractor's ``early`` columns are given; None where it has none."""
+    def hints(self) -> dict[str, ScoreFn]:
+        """Keywords for the dialect's ``search`` beside ``guide``.
+
+        ``draft``, where the extractor names ``early`` columns: as ``guide``, of rows in which no others are given.
+        """
         drafts = self._drafts
-        return None if drafts is None else lambda features: drafts.cautious(features, CAUTION)
+        return {} if drafts is None else {"draft": lambda features: drafts.cautious(features, CAUTION)}
 
     def score_unseen(self, features: npt.NDArray[np.float32], fold: npt.NDArray[np.int64]) -> FloatArray:
         """Score feature rows as ``score`` does, each by the part of the model that has not seen its workload.

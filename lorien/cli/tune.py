@@ -123,9 +123,9 @@ def tune(
             Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check), tracker)
         )
         database = stack.enter_context(open_database(db)) if db else None
-        prior = load_ranker(model, resolved, asked[0].dialect).guide if model != "none" else None
+        ranker = load_ranker(model, resolved, asked[0].dialect) if model != "none" else None
         # A seed of its own each time: samples of the sessions before would come again, as if the space were exhausted.
-        search = open_strategy(strategy, asked[0].dialect, resolved, prior, seed=seed + session.records)
+        search = open_strategy(strategy, asked[0].dialect, resolved, ranker, seed=seed + session.records)
         view = stack.enter_context(View(session, trials))
 
         def watch(index: int, measurement: Measurement) -> None:

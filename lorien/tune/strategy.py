@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,17 +12,21 @@ from lorien.dialects import open_live_dialect
 from lorien.errors import UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.machine import available_cores
-from lorien.models.online import OnlineModel, PriorFn
+from lorien.models.online import OnlineModel
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
 from lorien.tune.loop import Strategy
+
+if TYPE_CHECKING:
+    from lorien.dialects.base import ScoreFn
+    from lorien.models.predictor import Ranker
 
 STRATEGIES = ("evolutionary", "replay", "ranked")
 _SPARE = 2
 """Times the candidates needed that a fresh search is asked for: some were measured before."""
 
 
-def open_strategy(name: str, dialect: str, target: Target, prior: PriorFn | None, *, seed: int = 0) -> Strategy:
+def open_strategy(name: str, dialect: str, target: Target, ranker: Ranker | None, *, seed: int = 0) -> Strategy:
     """A strategy of ``STRATEGIES`` for a session.
 
     Parameters
@@ -31,8 +36,8 @@ def open_strategy(name: str, dialect: str, target: Target, prior: PriorFn | None
         ``replay``: random samples of its space. ``ranked``: a search of its own for each batch, for every live dialect.
     dialect : str
     target : Target
-    prior : callable, optional
-        Scores of a trained model over the dialect's features; without, the model starts from nothing.
+    ranker : Ranker, optional
+        A trained model to start from; without, the session's model starts from nothing.
     seed : int
 
     Raises
@@ -40,25 +45,30 @@ def open_strategy(name: str, dialect: str, target: Target, prior: PriorFn | None
     UnsupportedOperation
         The dialect has no such strategy.
     """
-    model = OnlineModel(prior)
+    model = OnlineModel(ranker.guide if ranker else None)
+    hints = ranker.hints if ranker else {}
     if name == "ranked":
-        return RankedSearch(dialect, target, model, seed)
+        return RankedSearch(dialect, target, model, seed, hints)
     if dialect != "metaschedule":
         raise UnsupportedOperation(f"dialect {dialect!r} has no {name} search. Fix: --strategy ranked")
     from lorien.dialects.metaschedule.tuner import MetaScheduleSearch
 
-    return MetaScheduleSearch(target, model if name == "evolutionary" else None, threads=available_cores(), seed=seed)
+    guided: dict[str, Any] = {"model": model, **hints} if name == "evolutionary" else {"model": None}
+    return MetaScheduleSearch(target, threads=available_cores(), seed=seed, **guided)
 
 
 class RankedSearch:
     """The dialect's own ``search``, afresh for each batch, under the model as it is by then."""
 
-    def __init__(self, dialect: str, target: Target, model: OnlineModel, seed: int) -> None:
+    def __init__(
+        self, dialect: str, target: Target, model: OnlineModel, seed: int, hints: Mapping[str, ScoreFn]
+    ) -> None:
         self._dialect = open_live_dialect(dialect)
         self._extractor = open_extractor(dialect)
         self._target = target
         self._model = model
         self._seed = seed
+        self._hints = hints
         self._seen: dict[str, set[str]] = {}
         self._found: dict[str, Sequence[Candidate]] = {}
 
@@ -68,7 +78,8 @@ class RankedSearch:
         if workload.key not in self._found:
             score = self._model.score if self._model.ready(workload.key) else None
             self._seed += 1
-            found = self._dialect.search(workload, self._target, _SPARE * count, score, seed=self._seed)
+            hints = self._hints if score else {}
+            found = self._dialect.search(workload, self._target, _SPARE * count, score, seed=self._seed, **hints)
             self._found[workload.key] = found
 
     def ask(self, workload: Workload, count: int) -> list[Candidate]:

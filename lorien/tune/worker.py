@@ -319,9 +319,9 @@ class Worker:
             lease.records = session.records
 
         measurer = self._measuring(dialect, session.target, options)
-        prior = load_ranker(options.model, session.target, dialect).guide if options.model != "none" else None
+        ranker = load_ranker(options.model, session.target, dialect) if options.model != "none" else None
         # As in lorien.cli.tune: a session that is gone on with needs samples that it has not seen.
-        search = open_strategy(options.strategy, dialect, session.target, prior, seed=options.seed + session.records)
+        search = open_strategy(options.strategy, dialect, session.target, ranker, seed=options.seed + session.records)
         config = TuneConfig(options.trials, None, options.batch, options.scheduler)
         tune(session, search, measurer, config, watch=watch)
 

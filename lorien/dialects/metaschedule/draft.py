@@ -7,6 +7,7 @@ alone looks at tens of thousands in the time of a few dozen schedules, and only 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,14 @@ from lorien.dialects.metaschedule.describe import (
     tiling_columns,
     tiling_of,
 )
-from lorien.dialects.metaschedule.workload import candidate_of_trace
-from lorien.records import Json
+from lorien.dialects.metaschedule.workload import candidate_of_trace, module_of, replay
+from lorien.records import Json, Workload
 
 if TYPE_CHECKING:
     from tvm.s_tir import Schedule
+    from tvm.s_tir import meta_schedule as ms
+
+logger = logging.getLogger(__name__)
 
 Genes = npt.NDArray[np.int8]
 Rows = npt.NDArray[np.float32]
@@ -187,6 +191,18 @@ def draft(sketches: Sequence[Sketch], workload: Rows, score: ScoreFn, count: int
         places.append(members[family] // PER_FAMILY)
     chosen = sorted(range(len(found)), key=lambda index: (places[index], index))[:count]
     return [found[index][2].trace(found[index][3]) for index in sorted(chosen)]
+
+
+def make(workload: Workload, trace: Json, context: ms.TuneContext) -> Schedule | None:
+    """The schedule of a draft after the context's post-processors; None where TVM has none."""
+    try:
+        schedule = replay(module_of(workload), trace)
+        schedule.enter_postproc()
+        made = all(step.apply(schedule) for step in context.space_generator.postprocs)
+    except Exception as error:  # a decision that TVM takes back: whatever it raises
+        logger.debug("a draft of %s cannot be made: %s", workload.name, error)
+        return None
+    return schedule if made else None
 
 
 def _evolve(sketch: Sketch, workload: Rows, score: ScoreFn, rng: np.random.Generator) -> tuple[Genes, FloatArray, Rows]:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from lorien.dialects.base import FloatArray, ScoreFn
 from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
-from lorien.dialects.metaschedule.draft import sketches_of
+from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
-from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, replay, tvm_target
+from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Workload
@@ -37,7 +37,9 @@ _tvm_logger.setLevel(logging.ERROR)
 POPULATION = 256
 GENERATIONS = 4
 PROBE = 32
-"""Samples that tell how fast this machine is and how large the space."""
+"""Samples that tell how large the space is."""
+DRAFT_PROBE = 12
+"""The same where the next are drafted: they tell the sketches too, and are rarely among the best."""
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
 MAKING_SHARE = 0.6
@@ -93,8 +95,9 @@ def search(
 
     islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
-        samples = [schedule for found in pool.map(_Island.probe, islands) for schedule in found]
-        drafts = _drafts(islands[0], samples, draft, POPULATION - cores * PROBE, seed)
+        probe = PROBE if draft is None else DRAFT_PROBE
+        samples = [schedule for found in pool.map(lambda island: island.probe(probe), islands) for schedule in found]
+        drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed)
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
     found = {features: one for island in islands for features, one in island.found.items()}
@@ -186,15 +189,8 @@ class _Space:
         return context
 
     def make(self, trace: Json) -> Schedule | None:
-        """The schedule of a trace without post-processing, after it; None where TVM has none."""
-        try:
-            schedule = replay(module_of(self.workload), trace)
-            schedule.enter_postproc()
-            made = all(step.apply(schedule) for step in self._context.space_generator.postprocs)
-        except Exception as error:  # a decision that TVM takes back: whatever it raises
-            logger.debug("a draft of %s cannot be made: %s", self.workload.name, error)
-            return None
-        return schedule if made else None
+        """The schedule of a draft; None where TVM has none."""
+        return make(self.workload, trace, self._context)
 
     def sample(self, count: int) -> list[Schedule]:
         """At most ``count`` random schedules that every post-processor accepts; duplicates are possible."""
@@ -226,9 +222,9 @@ class _Island:
         self._scores: dict[Schedule, float] = {}
         self._first: list[Schedule] = []
 
-    def probe(self) -> list[Schedule]:
+    def probe(self, count: int) -> list[Schedule]:
         """The first random samples, scored."""
-        self._first = self._space.sample(PROBE)
+        self._first = self._space.sample(count)
         self._weights(self._first)
         # Of a handful of schedules more samples find all, and there is nothing to breed.
         self.exhausted = len(self.found) <= _EXHAUSTED * len(self._first)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lorien.dialects.base import FloatArray
+from lorien.dialects.base import FloatArray, ScoreFn
 from lorien.dialects.metaschedule.describe import FEATURES, Describer
+from lorien.dialects.metaschedule.draft import draft as draft_traces
+from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
@@ -33,6 +35,8 @@ GENERATIONS = 2
 FRESH = POPULATION // 4
 ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
+DRAFTS = 64
+"""Made before anything is bred, where a model drafts."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
 TURNS = "bbsbbsbr"
@@ -80,14 +84,18 @@ class MetaScheduleSearch:
     threads : int
         Threads that breed and describe candidates.
     seed : int
+    draft : callable, optional
+        Scores drafts, as ``LiveDialect.search`` takes it: the first pool is what it praises.
     """
 
-    def __init__(self, target: Target, model: Model | None, *, threads: int, seed: int) -> None:
+    def __init__(
+        self, target: Target, model: Model | None, *, threads: int, seed: int, draft: ScoreFn | None = None
+    ) -> None:
         register_intrinsics(target)
         describe = Describer(target, threads)
         self._model = model
         self._new = functools.partial(
-            _Search, target=target, model=model, describe=describe, threads=threads, seed=seed
+            _Search, target=target, model=model, describe=describe, threads=threads, seed=seed, draft=draft
         )
         self._searches: dict[str, _Search] = {}
 
@@ -115,13 +123,23 @@ class _Search:
     """One workload's space, what was bred in it, and what was measured of that."""
 
     def __init__(
-        self, workload: Workload, *, target: Target, model: Model | None, describe: Describer, threads: int, seed: int
+        self,
+        workload: Workload,
+        *,
+        target: Target,
+        model: Model | None,
+        describe: Describer,
+        threads: int,
+        seed: int,
+        draft: ScoreFn | None,
     ) -> None:
         from tvm.s_tir import meta_schedule as ms
 
         self._workload = workload
         self._model = model
         self._describe = describe
+        self._draft = draft
+        self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._tiny = False
         self._seen: set[str] = set()
@@ -200,15 +218,27 @@ class _Search:
         """Add new schedules to the pool. A space that turns out tiny is left to random samples."""
         from tvm.s_tir.meta_schedule import _ffi_api
 
-        parents = [*self._sampled, *self._sample(FRESH if self._pool else POPULATION - len(self._elite))]
+        alone = not self._pool and self._draft is None
+        parents = [*self._sampled, *self._sample(POPULATION - len(self._elite) if alone else FRESH)]
         if not self._pool and len(set(map(bytes, self._features(parents)))) < _TINY_SHARE * len(parents):
             self._tiny, self._sampled = True, parents
             return
+        if not self._pool:
+            self._keep(self._pool, self._drafts(parents))
         self._keep(self._samples, parents)
         parents += [schedule for _, schedule in self._elite]
         parents += self._ranked()[: max(0, POPULATION - len(parents))]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
         self._bred, self._sampled = True, []
+
+    def _drafts(self, samples: list[Schedule]) -> list[Schedule]:
+        """The schedules drafted, where there is a model of drafts."""
+        if self._draft is None:
+            return []
+        row = self._features(samples[:1])[0]
+        traces = draft_traces(sketches_of(samples), row, self._draft, DRAFTS, self._seed)
+        made = (make(self._workload, trace, self._context) for trace in traces)
+        return [schedule for schedule in made if schedule is not None]
 
     def _chosen(self) -> Iterator[Schedule]:
         """New schedules, chosen by turns from the pool and from the random samples."""
