@@ -111,6 +111,26 @@ def test_as_many_are_verified_as_the_model_asks_for_and_the_budget_allows(job: P
     assert answer["best_latency_s"] < answer["default_latency_s"]
 
 
+def test_the_model_drafts_by_what_is_known_before_lowering(job: Path) -> None:
+    import numpy as np
+
+    from lorien.dialects.metaschedule.describe import EARLY
+    from lorien.models.data import group_tables, read_features, read_rows
+
+    (group,) = group_tables(job / "features")
+    rows = read_rows(group)
+    matrix = read_features(group, rows.all())
+    drafts = np.full_like(matrix, np.nan)
+    drafts[:, EARLY] = matrix[:, EARLY]
+    ranker = load_ranker(job / "models", group.target)
+    scores = ranker.hints["draft"](drafts)
+    value = rows.candidates(rows.all()).value()
+    assert np.corrcoef(scores, value)[0, 1] > 0.4
+    # Nothing but the early columns counts.
+    matrix[:, np.setdiff1d(np.arange(matrix.shape[1]), EARLY)] = 1.0
+    assert np.array_equal(ranker.hints["draft"](matrix), scores)
+
+
 def test_ranked_without_a_device(job: Path) -> None:
     (answer,) = result("rank", job / "workloads.jsonl", "--models", job / "models", "--search-s", "3")["workloads"]
     assert (answer["source"], answer["note"]) == ("ranked", "not verified")

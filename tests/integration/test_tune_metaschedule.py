@@ -19,6 +19,7 @@ from tvm import te
 
 from lorien.database import open_database
 from lorien.dialects.metaschedule import MetaScheduleDialect
+from lorien.dialects.metaschedule.describe import FEATURES
 from lorien.dialects.metaschedule.tuner import MetaScheduleSearch
 from lorien.dialects.metaschedule.workload import native_target, tvm_target, workload_of
 from lorien.models.online import FIRST_ROWS, OnlineModel
@@ -134,6 +135,22 @@ def test_the_search_learns_and_never_offers_a_candidate_twice():
     offered = again.ask(workload, 8)
     assert offered
     assert not {candidate.key for candidate in offered} & {candidate.key for candidate in candidates}
+
+
+def test_the_first_batch_of_a_search_that_drafts_is_what_the_drafts_promise():
+    fill = [feature.name for feature in FEATURES].index("trace_fill16")
+
+    def full_vectors(rows):
+        return rows[:, fill].astype(float)
+
+    workload, target = matmul(96), native_target()
+    batches = []
+    for hints in ({}, {"draft": full_vectors}):
+        search = MetaScheduleSearch(target, OnlineModel(lambda rows: np.zeros(len(rows))), threads=1, seed=0, **hints)
+        search.prepare(workload, 16)
+        (own,) = search._searches.values()
+        batches.append(full_vectors(np.stack([own._rows[schedule] for schedule in own._pool.values()])))
+    assert batches[1].mean() > batches[0].mean()
 
 
 def test_a_tiny_space_is_exhausted():

@@ -223,20 +223,21 @@ class _Search:
         if not self._pool and len(set(map(bytes, self._features(parents)))) < _TINY_SHARE * len(parents):
             self._tiny, self._sampled = True, parents
             return
-        if not self._pool:
-            self._keep(self._pool, self._drafts(parents))
+        if not self._pool and self._draft is not None and (drafts := self._drafts(parents, self._draft)):
+            self._keep(self._pool, drafts)
         self._keep(self._samples, parents)
         parents += [schedule for _, schedule in self._elite]
         parents += self._ranked()[: max(0, POPULATION - len(parents))]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
         self._bred, self._sampled = True, []
 
-    def _drafts(self, samples: list[Schedule]) -> list[Schedule]:
-        """The schedules drafted, where there is a model of drafts."""
-        if self._draft is None:
+    def _drafts(self, samples: list[Schedule], score: ScoreFn) -> list[Schedule]:
+        """The schedules of the best drafts of the samples' sketches."""
+        rows = self._features(samples)
+        known = rows[~np.isnan(rows[:, 0])]
+        if not len(known):
             return []
-        row = self._features(samples[:1])[0]
-        traces = draft_traces(sketches_of(samples), row, self._draft, DRAFTS, self._seed)
+        traces = draft_traces(sketches_of(samples), known[0], score, DRAFTS, self._seed)
         made = (make(self._workload, trace, self._context) for trace in traces)
         return [schedule for schedule in made if schedule is not None]
 
