@@ -56,6 +56,9 @@ FAMILY = ("main_parallel_extent", "main_vectorize_inner", "trace_spatial_tile0",
 """Features in which a family of schedules is alike. Where the model is wrong of one, it is wrong of all."""
 PER_FAMILY = 1
 """Schedules of a family that are taken before another family's best."""
+_TRIES = 4
+_USABLE = 0.25
+"""Of the drafts made but for the last few, the share that must be schedules for more to be worth making."""
 _SEEDS = 2**31 - 2
 _FAMILY = [i for i, feature in enumerate(FEATURES) if feature.name in FAMILY]
 
@@ -224,10 +227,12 @@ class _Island:
 
     def probe(self, count: int) -> list[Schedule]:
         """The first random samples, scored."""
-        self._first = self._space.sample(count)
+        for _ in range(_TRIES):  # of a GPU's samples most break its limits
+            if len(self._first) < count:
+                self._first += self._space.sample(count)
         self._weights(self._first)
         # Of a handful of schedules more samples find all, and there is nothing to breed.
-        self.exhausted = len(self.found) <= _EXHAUSTED * len(self._first)
+        self.exhausted = 0 < len(self.found) <= _EXHAUSTED * len(self._first)
         return self._first
 
     def evolve(self, population: int, drafts: Sequence[Json], clock: _Clock) -> None:
@@ -237,19 +242,10 @@ class _Island:
         if self.exhausted:
             self._weights(self._space.sample(PROBE))
             return
-        first = list(self._first)
-        if drafts:
-            for at in range(0, len(drafts), CHUNK):
-                if clock.past(MAKING_SHARE):
-                    break
-                made = [s for s in map(self._space.make, drafts[at : at + CHUNK]) if s is not None]
-                known = self._scores
-                self._weights(made)
-                self._scores |= known
-                first += made
-        else:
-            while len(first) < population and not clock.past(SAMPLING_SHARE):
-                first += self._space.sample(min(PROBE, population - len(first)))
+        made = self._made(drafts, clock)
+        first = [*self._first, *made]
+        while len(made) < PROBE and len(first) < population and not clock.past(SAMPLING_SHARE):
+            first += self._space.sample(min(PROBE, population - len(first)))
         scored_s = time.monotonic()
         expired = False
 
@@ -270,6 +266,22 @@ class _Island:
         except Exception:
             if not expired:
                 raise
+
+    def _made(self, drafts: Sequence[Json], clock: _Clock) -> list[Schedule]:
+        """The schedules of the drafts there is time for, scored.
+
+        A model that learned nothing of a GPU's limits drafts what breaks them: then it ends early.
+        """
+        found: list[Schedule] = []
+        for at in range(0, len(drafts), CHUNK):
+            if clock.past(MAKING_SHARE) or len(found) < _USABLE * (at - CHUNK):
+                break
+            made = [schedule for schedule in map(self._space.make, drafts[at : at + CHUNK]) if schedule is not None]
+            known = self._scores
+            self._weights(made)
+            self._scores |= known
+            found += made
+        return found
 
     def _weights(self, schedules: Sequence[Schedule]) -> FloatArray:
         """Score a generation, and say how much each is to be bred from."""
