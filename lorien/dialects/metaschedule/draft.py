@@ -7,9 +7,10 @@ alone looks at tens of thousands in the time of a few dozen schedules, and only 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from lorien.dialects.metaschedule.describe import (
     tiling_columns,
     tiling_of,
 )
+from lorien.dialects.metaschedule.families import in_turns
 from lorien.dialects.metaschedule.workload import candidate_of_trace, module_of, replay
 from lorien.records import Json, Workload
 
@@ -165,7 +167,14 @@ def sketches_of(schedules: Sequence[Schedule]) -> list[Sketch]:
     return [Sketch(traces) for traces in by_form.values()]
 
 
-def draft(sketches: Sequence[Sketch], workload: Rows, score: ScoreFn, count: int, seed: int) -> list[Json]:
+def draft(
+    sketches: Sequence[Sketch],
+    workload: Rows,
+    score: ScoreFn,
+    count: int,
+    seed: int,
+    late: Callable[[], bool] = lambda: False,
+) -> list[Json]:
     """The most promising drafts as JSON traces, best first, no two families far apart in number.
 
     Parameters
@@ -176,21 +185,20 @@ def draft(sketches: Sequence[Sketch], workload: Rows, score: ScoreFn, count: int
     score : callable
         Scores (rows,) of rows (rows, columns) in which all but the columns ``EARLY`` are NaN.
     count, seed : int
+    late : callable
+        Asked between generations whether to breed no more.
     """
     rng = np.random.default_rng(seed)
-    found: list[tuple[float, bytes, Sketch, Genes]] = []
-    for sketch in sketches:
-        genes, scores, rows = _evolve(sketch, workload, score, rng)
-        families = [row.tobytes() for row in rows[:, _FAMILY]]
-        found += zip(scores.tolist(), families, [sketch] * len(genes), genes, strict=True)
-    found.sort(key=lambda one: -one[0])
-    members: dict[bytes, int] = {}
-    places = []
-    for _, family, _, _ in found:
-        members[family] = members.get(family, -1) + 1
-        places.append(members[family] // PER_FAMILY)
-    chosen = sorted(range(len(found)), key=lambda index: (places[index], index))[:count]
-    return [found[index][2].trace(found[index][3]) for index in sorted(chosen)]
+    populations = [_Population(sketch, workload, score, rng) for sketch in sketches]
+    for _ in range(GENERATIONS):
+        if late():
+            break
+        for population in populations:
+            population.breed()
+    found = [one for population in populations for one in population.living()]
+    found.sort(key=lambda one: -one.score)
+    chosen = sorted(in_turns([one.family for one in found], PER_FAMILY)[:count])
+    return [found[index].sketch.trace(found[index].genes) for index in chosen]
 
 
 def make(workload: Workload, trace: Json, context: ms.TuneContext) -> Schedule | None:
@@ -205,24 +213,43 @@ def make(workload: Workload, trace: Json, context: ms.TuneContext) -> Schedule |
     return schedule if made else None
 
 
-def _evolve(sketch: Sketch, workload: Rows, score: ScoreFn, rng: np.random.Generator) -> tuple[Genes, FloatArray, Rows]:
-    """The drafts that live in the end, their scores and rows."""
-    alive = rng.integers(0, sketch.domains, (2 * POPULATION, len(sketch.domains))).astype(np.int8)
-    rows, scores = _scored(sketch, alive, workload, score)
-    for _ in range(GENERATIONS):
-        weights = ((np.argsort(np.argsort(scores)) + 1) / len(scores)) ** PRESSURE
+class _Living(NamedTuple):
+    score: float
+    family: bytes
+    sketch: Sketch
+    genes: Genes
+
+
+class _Population:
+    """The best drafts of a sketch so far."""
+
+    def __init__(self, sketch: Sketch, workload: Rows, score: ScoreFn, rng: np.random.Generator) -> None:
+        self._sketch = sketch
+        self._score = functools.partial(_scored, sketch, workload=workload, score=score)
+        self._rng = rng
+        self._genes = rng.integers(0, sketch.domains, (2 * POPULATION, len(sketch.domains))).astype(np.int8)
+        self._rows, self._scores = self._score(self._genes)
+
+    def breed(self) -> None:
+        """Add a generation, and keep the best of all."""
+        rng, alive = self._rng, self._genes
+        weights = ((np.argsort(np.argsort(self._scores)) + 1) / len(alive)) ** PRESSURE
         parents = rng.choice(len(alive), (2, POPULATION), p=weights / weights.sum())
         children = np.where(rng.random((POPULATION, alive.shape[1])) < 0.5, alive[parents[0]], alive[parents[1]])
         changed = rng.random(children.shape) < MUTATIONS / max(1, children.shape[1])
-        children = np.where(changed, rng.integers(0, sketch.domains, children.shape), children).astype(np.int8)
-        new_rows, new_scores = _scored(sketch, children, workload, score)
-        rows, scores = np.concatenate((rows, new_rows)), np.concatenate((scores, new_scores))
+        children = np.where(changed, rng.integers(0, self._sketch.domains, children.shape), children).astype(np.int8)
+        new_rows, new_scores = self._score(children)
+        rows, scores = np.concatenate((self._rows, new_rows)), np.concatenate((self._scores, new_scores))
         # Equal rows are one draft to the model: the first stays.
         first = np.array(list({row.tobytes(): at for at, row in reversed(list(enumerate(rows[:, EARLY])))}.values()))
         kept = first[np.argsort(-scores[first], kind="stable")][: 2 * POPULATION]
-        alive, rows, scores = np.concatenate((alive, children))[kept], rows[kept], scores[kept]
-    good = np.isfinite(scores)
-    return alive[good], scores[good], rows[good]
+        self._genes, self._rows, self._scores = np.concatenate((alive, children))[kept], rows[kept], scores[kept]
+
+    def living(self) -> Iterator[_Living]:
+        """Those that are allowed."""
+        for genes, row, score in zip(self._genes, self._rows, self._scores, strict=True):
+            if np.isfinite(score):
+                yield _Living(float(score), row[_FAMILY].tobytes(), self._sketch, genes)
 
 
 def _scored(sketch: Sketch, genes: Genes, workload: Rows, score: ScoreFn) -> tuple[Rows, FloatArray]:

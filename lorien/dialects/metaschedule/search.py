@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from lorien.dialects.base import FloatArray, ScoreFn
 from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
+from lorien.dialects.metaschedule.families import in_turns
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
@@ -42,8 +43,10 @@ DRAFT_PROBE = 12
 """The same where the next are drafted: they tell the sketches too, and are rarely among the best."""
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
-MAKING_SHARE = 0.6
-"""The same where the first generation was drafted: it is as good as later ones, and more varied."""
+DRAFTING_SHARE = 0.5
+MAKING_SHARE = 0.8
+"""The same where the first generation is drafted, until which share it is drafted and made: it is as good as later
+ones, and more varied."""
 CHUNK = 8
 """Drafts made and scored between two looks at the clock."""
 PRESSURE = 3
@@ -100,7 +103,7 @@ def search(
     with ThreadPoolExecutor(cores) as pool:
         probe = PROBE if draft is None else DRAFT_PROBE
         samples = [schedule for found in pool.map(lambda island: island.probe(probe), islands) for schedule in found]
-        drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed)
+        drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed, clock)
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
     found = {features: one for island in islands for features, one in island.found.items()}
@@ -123,24 +126,19 @@ class _Clock(NamedTuple):
 
 
 def _drafts(
-    island: _Island, samples: Sequence[Schedule], score: ScoreFn | None, count: int, seed: int
+    island: _Island, samples: Sequence[Schedule], score: ScoreFn | None, count: int, seed: int, clock: _Clock
 ) -> Sequence[Json]:
     """The best drafts of the samples' sketches; none where the samples are all there is, or nobody scores drafts."""
     if score is None or island.exhausted or island.described is None:
         return ()
-    return draft_traces(sketches_of(samples), island.described, score, count, seed)
+    late = functools.partial(clock.past, DRAFTING_SHARE)
+    return draft_traces(sketches_of(samples), island.described, score, count, seed, late)
 
 
 def _diverse(found: Iterable[_Found], count: int) -> list[_Found]:
     """The best of each family before the families' next best; those chosen, best first."""
     ranked = sorted(found, key=lambda one: -one.score)
-    members: Counter[bytes] = Counter()
-    places = []
-    for one in ranked:
-        places.append(members[one.family] // PER_FAMILY)
-        members[one.family] += 1
-    chosen = sorted(range(len(ranked)), key=lambda i: (places[i], i))[:count]
-    return [ranked[i] for i in sorted(chosen)]
+    return [ranked[index] for index in sorted(in_turns([one.family for one in ranked], PER_FAMILY)[:count])]
 
 
 def _random(space: _Space, count: int) -> list[Candidate]:

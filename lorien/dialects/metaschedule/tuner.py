@@ -6,7 +6,6 @@ import functools
 import itertools
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from lorien.dialects.base import FloatArray, ScoreFn
 from lorien.dialects.metaschedule.describe import FEATURES, Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
+from lorien.dialects.metaschedule.families import in_turns
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
@@ -276,13 +276,8 @@ class _Search:
                 known.setdefault(row.tobytes(), schedule)
 
     def _by_families(self, ranked: list[Schedule]) -> list[Schedule]:
-        members: Counter[bytes] = Counter()
-        places = []
-        for schedule in ranked:
-            family = self._rows[schedule][_FAMILY].tobytes()
-            places.append(members[family] // PER_FAMILY)
-            members[family] += 1
-        return [ranked[i] for i in np.argsort(places, kind="stable")]
+        families = [self._rows[schedule][_FAMILY].tobytes() for schedule in ranked]
+        return [ranked[index] for index in in_turns(families, PER_FAMILY)]
 
     def _breeding_weights(self, schedules: list[Schedule]) -> FloatArray:
         """What TVM asks of each generation; all that is new in it goes to the pool."""
