@@ -5,12 +5,15 @@
     python benchmarks/live.py ours    --work WORK [--cold 10] [--warm 4]
     python benchmarks/live.py guided  --work WORK [--guided-trials 32]
     python benchmarks/live.py compare --work WORK [--at 64 256]
+    python benchmarks/live.py drafts  --work WORK [--seconds 1 3]
 
 ``prepare`` trains a model on the logs of all other networks, and chooses the network's heaviest
 convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours`` answers each workload cold (a ``lorien rank
 --verify --top-k 8`` of its own, told to be done in time) and warm (one process that has answered another workload).
 ``guided`` is ``lorien tune`` of all of them with that model, for a few trials. ``compare`` builds and runs the best of
-each again, in turns, in one process: latencies of different hours say little. Run the last four on an idle machine.
+each again, in turns, in one process: latencies of different hours say little. ``drafts`` searches with and without
+drafts, for as many seconds, and runs the eight candidates ranked first beside what stock found. All but ``prepare``
+want an idle machine.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from zero_shot import onnx_model
 
 from lorien.cli.workloads import read_workloads
 from lorien.delivery import open_deliverer
+from lorien.dialects import open_live_dialect
 from lorien.dialects.metaschedule.workload import native_target
+from lorien.models import load_ranker
 from lorien.records import Candidate, Workload
 from lorien.tune.measure import Measurer
 
@@ -140,7 +145,39 @@ def compare(arguments: argparse.Namespace) -> None:
         print(f"{trials} trials of a workload: {trials / rate:.0f} s, {trials / rate / seconds[0]:.0f}x a cold answer")
 
 
-PARTS = {"prepare": prepare, "stock": stock, "ours": ours, "guided": guided, "compare": compare}
+def drafts(arguments: argparse.Namespace) -> None:
+    """The same model, the same seconds of search, with drafts and without: two seeds of each."""
+    work, target = arguments.work, native_target()
+    ranker = load_ranker(work / "models", target, "metaschedule")
+    dialect = open_live_dialect("metaschedule")
+    tuned = bests(work / "stock", arguments.trials)
+    ways = [(seconds, hints) for seconds in arguments.seconds for hints in ({}, ranker.hints)]
+    speeds: list[list[tuple[float, float]]] = [[] for _ in ways]
+    with Measurer("metaschedule", target) as measurer:
+        for workload in read_workloads(work / "workloads.jsonl"):
+            for seed in (0, 1):
+                found = [
+                    dialect.search(workload, target, 4 * TOP_K, ranker.guide, seed=seed, budget_s=seconds, **hints)
+                    for seconds, hints in ways
+                ]
+                for own, candidates in zip(speeds, found, strict=True):
+                    asked = [tuned[workload.key], *candidates[:TOP_K]]
+                    stock_s, *ours_s = [m.latency_s or math.inf for m in measurer.measure(workload, asked)]
+                    own.append((stock_s / ours_s[0], stock_s / min(ours_s)))
+            print(workload.name, [own[-1] for own in speeds], flush=True)
+    columns = ["seconds of search", "drafts", "rank 1", f"best of {TOP_K}"]
+    rows = [
+        [
+            seconds,
+            "yes" if hints else "no",
+            *(math.exp(statistics.fmean(map(math.log, side))) for side in zip(*own, strict=True)),
+        ]
+        for (seconds, hints), own in zip(ways, speeds, strict=True)
+    ]
+    print(f"\nSpeed, of stock's after {arguments.trials} trials, {machine()}\n\n{markdown(columns, rows)}")
+
+
+PARTS = {"prepare": prepare, "stock": stock, "ours": ours, "guided": guided, "compare": compare, "drafts": drafts}
 
 
 def main() -> None:
@@ -154,6 +191,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=256, help="stock's, for each workload")
     parser.add_argument("--guided-trials", type=int, default=32, help="guided's, for each workload")
     parser.add_argument("--at", type=int, nargs="+", default=[64, 256], help="trials to compare with")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 3.0], help="drafts': of search")
     parser.add_argument("--cold", type=float, default=10.0, help="seconds for a cold answer")
     parser.add_argument("--warm", type=float, default=4.0, help="seconds for a warm answer")
     arguments = parser.parse_args()
