@@ -44,9 +44,9 @@ DRAFT_PROBE = 12
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
 DRAFTING_SHARE = 0.5
+"""Of the seconds given, until when drafts are bred."""
 MAKING_SHARE = 0.8
-"""The same where the first generation is drafted, until which share it is drafted and made: it is as good as later
-ones, and more varied."""
+"""The same until when they are made: a first generation of drafts is as good as later ones, and more varied."""
 CHUNK = 8
 """Drafts made and scored between two looks at the clock."""
 PRESSURE = 3
@@ -60,6 +60,7 @@ FAMILY = ("main_parallel_extent", "main_vectorize_inner", "trace_spatial_tile0",
 PER_FAMILY = 1
 """Schedules of a family that are taken before another family's best."""
 _TRIES = 4
+"""Rounds of samples at most, where a round gives fewer than asked for."""
 _USABLE = 0.25
 """Of the drafts made but for the last few, the share that must be schedules for more to be worth making."""
 _SEEDS = 2**31 - 2
@@ -244,6 +245,8 @@ class _Island:
         first = [*self._first, *made]
         while len(made) < PROBE and len(first) < population and not clock.past(SAMPLING_SHARE):
             first += self._space.sample(min(PROBE, population - len(first)))
+        if not first:
+            return
         scored_s = time.monotonic()
         expired = False
 
