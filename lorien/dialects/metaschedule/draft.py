@@ -54,7 +54,7 @@ FAMILY = ("trace_spatial_tile0", "trace_reduce_tile0", "trace_spatial_tile1", "t
 """Columns in which a family of drafts is alike."""
 
 _FAMILY = [index for index, feature in enumerate(FEATURES) if feature.name in FAMILY]
-_EXPLICIT_UNROLL = "meta_schedule.unroll_explicit"
+_UNROLLING = ("meta_schedule.unroll_explicit", "meta_schedule.unroll_implicit")
 
 
 class Sketch:
@@ -114,7 +114,7 @@ class Sketch:
         for index, (kind, inputs, attributes, outputs) in enumerate(self.instructions):
             if kind == "SampleCategorical":
                 steps[outputs[0]] = np.array(attributes[0], dtype=np.float64)[decided[index]]
-            elif kind == "Annotate" and attributes[0] == _EXPLICIT_UNROLL:
+            elif kind == "Annotate" and attributes[0] in _UNROLLING:
                 found = steps.get(inputs[1], inputs[1])
         return np.broadcast_to(np.log2(1.0 + found), (drafts,))
 
@@ -124,7 +124,7 @@ class _Tile:
 
     def __init__(self, index: int, at: int, factors: Sequence[int], innermost: int) -> None:
         self.index = index
-        self.innermost = innermost
+        self.innermost = innermost if innermost > 0 else np.inf
         self._primes = _primes(int(np.prod(factors, dtype=np.int64)))
         self._levels = len(factors)
         self._genes = slice(at, at + len(self._primes))
