@@ -39,7 +39,7 @@ POPULATION = 256
 GENERATIONS = 4
 PROBE = 32
 """Samples that tell how large the space is."""
-DRAFT_PROBE = 12
+DRAFT_PROBE = 8
 """The same where the next are drafted: they tell the sketches too, and are rarely among the best."""
 SAMPLING_SHARE = 0.3
 """Of the seconds given, what the first, random generation may take: later ones hold the better schedules."""
@@ -269,13 +269,13 @@ class _Island:
                 raise
 
     def _made(self, drafts: Sequence[Json], clock: _Clock) -> list[Schedule]:
-        """The schedules of the drafts there is time for, scored.
+        """The schedules of the drafts there is time for, of a few at least, scored.
 
         A model that learned nothing of a GPU's limits drafts what breaks them: then it ends early.
         """
         found: list[Schedule] = []
         for at in range(0, len(drafts), CHUNK):
-            if clock.past(MAKING_SHARE) or len(found) < _USABLE * (at - CHUNK):
+            if at and (clock.past(MAKING_SHARE) or len(found) < _USABLE * (at - CHUNK)):
                 break
             made = [schedule for schedule in map(self._space.make, drafts[at : at + CHUNK]) if schedule is not None]
             known = self._scores
