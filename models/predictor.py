@@ -6,12 +6,11 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from lorien.dialects.base import ScoreFn
 from lorien.errors import BadInput, ChecksumMismatch, SchemaMismatch, UnknownTarget, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.models.calibration import Calibration
@@ -146,7 +145,7 @@ class Ranker:
         return self._scorer.cautious(features, CAUTION)
 
     @property
-    def hints(self) -> dict[str, ScoreFn]:
+    def hints(self) -> dict[str, Any]:
         """Keywords for the dialect's ``search`` beside ``guide``.
 
         ``draft``, where the extractor names ``early`` columns: as ``guide``, of rows in which no others are given.

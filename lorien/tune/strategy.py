@@ -18,7 +18,6 @@ from lorien.target import Target
 from lorien.tune.loop import Strategy
 
 if TYPE_CHECKING:
-    from lorien.dialects.base import ScoreFn
     from lorien.models.predictor import Ranker
 
 STRATEGIES = ("evolutionary", "replay", "ranked")
@@ -60,9 +59,7 @@ def open_strategy(name: str, dialect: str, target: Target, ranker: Ranker | None
 class RankedSearch:
     """The dialect's own ``search``, afresh for each batch, under the model as it is by then."""
 
-    def __init__(
-        self, dialect: str, target: Target, model: OnlineModel, seed: int, hints: Mapping[str, ScoreFn]
-    ) -> None:
+    def __init__(self, dialect: str, target: Target, model: OnlineModel, seed: int, hints: Mapping[str, Any]) -> None:
         self._dialect = open_live_dialect(dialect)
         self._extractor = open_extractor(dialect)
         self._target = target
