@@ -7,7 +7,7 @@ import pytest
 
 from lorien.dialects import open_dialect
 from lorien.dialects.autotvm import AutoTvmDialect, Operator
-from lorien.dialects.base import LogInfo, ReadReport
+from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.errors import UnreadableLog
 from lorien.records import Outcome, TuningRecord
 from lorien.target import Target
@@ -72,7 +72,7 @@ def test_reads_a_record(tmp_path: Path) -> None:
 def test_what_the_user_says_of_the_log_overrides_it(tmp_path: Path) -> None:
     name = "conv2d_nchw.cuda(1x3x224x224, 64x3x3x3, s1, p1)"
     target = Target.parse("cuda_rtx3080")
-    info = LogInfo(target, network="vgg-16", build="tvm 0.6", weights={name: 3.0})
+    info = LogInfo(target, network="vgg-16", build="tvm 0.6", tasks=(Task(name, 3.0),))
     log = write(tmp_path / "a.log", row(), old_row(), row(input=["no target at all", "conv2d_nchw.cuda", CONV, {}]))
     records, report = read(log, info)
     assert report.unreadable == 0
