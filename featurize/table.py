@@ -27,7 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from lorien.cluster import ray_pool
 from lorien.dialects import open_dialect
-from lorien.dialects.base import ReadReport
+from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, LorienError
 from lorien.featurize import open_extractor
 from lorien.featurize.schema import ROW_FIELDS, TableAbout, joined
@@ -337,7 +337,7 @@ def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:
     with pq.ParquetWriter(table, schema, compression="zstd") as writer:
         batches: list[pa.RecordBatch] = []
         for records, features in extractor.extract_log(path, log.info, report, (shard.index, shard.count), BATCH_ROWS):
-            batches.append(_record_batch(schema, records, features))
+            batches.append(_record_batch(schema, records, features, log.info))
             rows += len(records)
             if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(batches))
@@ -347,13 +347,15 @@ def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:
     return _ShardDone(f"{shard.tables.url}/{shard.table}", rows, report.unreadable, tuple(report.reasons))
 
 
-def _record_batch(schema: pa.Schema, records: Sequence[TuningRecord], features: Features) -> pa.RecordBatch:
+def _record_batch(
+    schema: pa.Schema, records: Sequence[TuningRecord], features: Features, info: LogInfo
+) -> pa.RecordBatch:
     workloads = [record.workload for record in records]
     rows = {
         "workload_key": [workload.key for workload in workloads],
         "workload": [workload.name for workload in workloads],
         "network": [joined(record.workload.networks) or record.network for record in records],
-        "weight": [workload.weight for workload in workloads],
+        "weight": [info.weights.get(workload.name, workload.weight) for workload in workloads],
         "flop": [workload.flop for workload in workloads],
         "candidate": [record.candidate.key for record in records],
         "build": [record.build for record in records],

@@ -65,9 +65,15 @@ class LogInfo:
     tasks: tuple[Task, ...] = ()
 
     @cached_property
+    def named(self) -> dict[str, Task]:
+        """The tasks by name, without those of names that several have."""
+        counts = Counter(task.name for task in self.tasks)
+        return {task.name: task for task in self.tasks if counts[task.name] == 1}
+
+    @cached_property
     def weights(self) -> dict[str, float]:
-        """Calls of a workload, by name; 1 for those not named."""
-        return {task.name: task.weight for task in self.tasks}
+        """Calls of a workload, by a name that tells; 1 for those not named."""
+        return {name: task.weight for name, task in self.named.items()}
 
 
 @dataclass

@@ -28,7 +28,7 @@ from lorien.dialects.metaschedule.describe import (
     tiling_columns,
     tiling_of,
 )
-from lorien.dialects.metaschedule.families import in_turns
+from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
 from lorien.dialects.metaschedule.workload import candidate_of_trace, module_of, replay
 from lorien.records import Json, Workload
 
@@ -53,7 +53,7 @@ PER_FAMILY = 2
 FAMILY = ("trace_spatial_tile0", "trace_reduce_tile0", "trace_spatial_tile1", "trace_axis0_tile0")
 """Columns in which a family of drafts is alike."""
 
-_FAMILY = [index for index, feature in enumerate(FEATURES) if feature.name in FAMILY]
+_FAMILY = positions(FAMILY)
 _UNROLLING = ("meta_schedule.unroll_explicit", "meta_schedule.unroll_implicit")
 
 
@@ -233,7 +233,7 @@ class _Population:
     def breed(self) -> None:
         """Add a generation, and keep the best of all."""
         rng, alive = self._rng, self._genes
-        weights = ((np.argsort(np.argsort(self._scores)) + 1) / len(alive)) ** PRESSURE
+        weights = breeding_weights(self._scores, PRESSURE)
         parents = rng.choice(len(alive), (2, POPULATION), p=weights / weights.sum())
         children = np.where(rng.random((POPULATION, alive.shape[1])) < 0.5, alive[parents[0]], alive[parents[1]])
         changed = rng.random(children.shape) < MUTATIONS / max(1, children.shape[1])

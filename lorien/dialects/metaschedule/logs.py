@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +88,6 @@ def _is_legacy(line: bytes) -> bool:
 def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> list[Workload | BadInput]:
     """One entry a line, the reason in place of a workload that cannot be read. Raises when none can."""
     # TVM writes workloads in the order of its tasks but without their names: what no name tells goes by position.
-    counts = Counter(task.name for task in info.tasks)
-    by_name = {task.name: task for task in info.tasks if counts[task.name] == 1}
     found: list[Workload | BadInput] = []
     for index, (_, line) in enumerate(iter_lines(path)):
         try:
@@ -99,7 +96,7 @@ def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> l
             found.append(error)
             continue
         by_position = info.tasks[index] if index < len(info.tasks) else Task(workload.name)
-        task = by_name.get(workload.name, by_position)
+        task = info.named.get(workload.name, by_position)
         found.append(replace(workload, weight=task.weight, networks=task.networks or workload.networks))
     if all(isinstance(entry, BadInput) for entry in found):
         raise UnreadableLog(f"{path} holds no workload: {found[0] if found else 'it is empty'}")

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.describe import FEATURES, Describer
+from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
-from lorien.dialects.metaschedule.families import in_turns
 from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
 from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
@@ -64,7 +64,7 @@ _TRIES = 4
 _USABLE = 0.25
 """Of the drafts made but for the last few, the share that must be schedules for more to be worth making."""
 _SEEDS = 2**31 - 2
-_FAMILY = [i for i, feature in enumerate(FEATURES) if feature.name in FAMILY]
+_FAMILY = positions(FAMILY)
 
 
 def search(
@@ -121,7 +121,7 @@ class _Clock(NamedTuple):
     started_s: float
     budget_s: float
 
-    def past(self, share: float = 1.0) -> bool:
+    def past(self, share: float) -> bool:
         """Whether that share of the seconds is used up."""
         return time.monotonic() - self.started_s > share * self.budget_s
 
@@ -300,9 +300,7 @@ class _Island:
         for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
             if np.isfinite(value):
                 self.found.setdefault(row.tobytes(), _Found(value, row[_FAMILY].tobytes(), schedule.trace))
-        ranks = np.argsort(np.argsort([self._scores[schedule] for schedule in schedules]))
-        weights: FloatArray = ((ranks + 1) / max(1, len(ranks))) ** PRESSURE
-        return weights
+        return breeding_weights([self._scores[schedule] for schedule in schedules], PRESSURE)
 
 
 def _cost_model(weigh: Callable[[Sequence[Schedule]], FloatArray]) -> ms.CostModel:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.describe import FEATURES, Describer
+from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
-from lorien.dialects.metaschedule.families import in_turns
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
+from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
@@ -44,7 +44,7 @@ TURNS = "bbsbbsbr"
 the random samples alone, which no model has bent to its liking, the best (s); or a random one of these (r)."""
 _DRY_ROUNDS = 2
 """Rounds without a new candidate after which a space counts as exhausted."""
-_FAMILY = [index for index, feature in enumerate(FEATURES) if feature.name in FAMILY]
+_FAMILY = positions(FAMILY)
 _TINY_SHARE = 0.5
 """Of random samples, how much must be distinct for the space to be worth more than random samples."""
 
@@ -282,9 +282,7 @@ class _Search:
     def _breeding_weights(self, schedules: list[Schedule]) -> FloatArray:
         """What TVM asks of each generation; all that is new in it goes to the pool."""
         self._keep(self._pool, schedules)
-        ranks = np.argsort(np.argsort(self._scores(schedules)))
-        weights: FloatArray = ((ranks + 1) / len(ranks)) ** PRESSURE
-        return weights
+        return breeding_weights(self._scores(schedules), PRESSURE)
 
     def _scores(self, schedules: list[Schedule]) -> FloatArray:
         rows = self._features(schedules)
