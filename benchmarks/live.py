@@ -170,7 +170,7 @@ def drafts(arguments: argparse.Namespace) -> None:
         [
             seconds,
             "yes" if hints else "no",
-            *(math.exp(statistics.fmean(map(math.log, side))) for side in zip(*own, strict=True)),
+            *(math.prod(side) ** (1 / len(side)) for side in zip(*own, strict=True)),  # 0 where a candidate failed
         ]
         for (seconds, hints), own in zip(ways, speeds, strict=True)
     ]

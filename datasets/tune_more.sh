@@ -44,8 +44,10 @@ kept = {workload.key for workload in read_workloads(out / "kept.jsonl")}
 given = [workload for workload in read_workloads(out / "given.jsonl") if workload.key not in kept]
 known = kept | {workload.key for workload in given}
 mutated = {}
+left_out = 0
 for network in sorted({network for workload in given for network in workload.networks}):
     report = mutate([workload for workload in given if network in workload.networks], load_rules(out / "rules.yaml"))
+    left_out += len(report.unsupported) + len(report.invalid)
     for workload in report.workloads:
         made = dataclasses.replace(workload, networks=(f"{network}-mutated",))
         if made.key not in known:
@@ -53,7 +55,7 @@ for network in sorted({network for workload in given for network in workload.net
 write_workloads(out / "given-to-tune.jsonl", given)
 # In an order without meaning: whenever it is stopped, all networks have had as many trials.
 write_workloads(out / "mutated-to-tune.jsonl", [mutated[key] for key in sorted(mutated)])
-print(f"{len(given)} workloads of networks and {len(mutated)} made of them")
+print(f"{len(given)} workloads of networks and {len(mutated)} made of them; {left_out} that no rule fits or no operator is")
 CHOOSE
 
 for name in given mutated; do

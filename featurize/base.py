@@ -35,15 +35,11 @@ class FeatureExtractor(Protocol):
         """Rows (candidates, columns) in the order given; a candidate that cannot be lowered is a row of NaN."""
 
 
-class EarlyExtractor(FeatureExtractor, Protocol):
-    """An extractor some of whose columns are known before a schedule is made: a search can draft by them."""
-
-    early: Sequence[int]
-    """Positions of these columns."""
-
-
 def early_columns(extractor: FeatureExtractor) -> Sequence[int]:
-    """Those columns of any extractor; none of most."""
+    """Positions of the columns known before a schedule is made, by which a search can draft: ``extractor.early``.
+
+    Most extractors have none, and need not say so.
+    """
     return getattr(extractor, "early", ())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -73,9 +74,7 @@ class Ranker:
                 f"{self._extractor.features.id} with other columns. Fix: lorien featurize and lorien-train again"
             )
         self._scorer = _scorer(stored.read(SCORER_FILE), stored.model.fold_trees, stored.model.calibration)
-        self._drafts: Scorer | None = None
-        if stored.model.draft:
-            self._drafts = _scorer(stored.read(DRAFT_FILE), **stored.model.draft)
+        self._draft_text = stored.read(DRAFT_FILE) if stored.model.draft else b""
 
     @property
     def exact(self) -> bool:
@@ -150,8 +149,12 @@ class Ranker:
 
         ``draft``, where the extractor names ``early`` columns: as ``guide``, of rows in which no others are given.
         """
-        drafts = self._drafts
-        return {} if drafts is None else {"draft": lambda features: drafts.cautious(features, CAUTION)}
+        return {"draft": lambda features: self._drafts.cautious(features, CAUTION)} if self.model.draft else {}
+
+    @cached_property
+    def _drafts(self) -> Scorer:
+        """Read by the first search: who only ranks does not wait for it."""
+        return _scorer(self._draft_text, **self.model.draft)
 
     def score_unseen(self, features: npt.NDArray[np.float32], fold: npt.NDArray[np.int64]) -> FloatArray:
         """Score feature rows as ``score`` does, each by the part of the model that has not seen its workload.

@@ -16,6 +16,7 @@ import lorien
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features, early_columns
+from lorien.featurize.schema import parted
 from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.featurize.store import open_tables
 from lorien.files import sha256_of
@@ -174,6 +175,7 @@ def _is_current(model: Model, group: Tables, options: _Options, tables: dict[str
         and model.features == group.features
         and model.options == asdict(options)
         and model.tables == tables
+        and bool(model.draft) == bool(_early_columns(group))  # one of before drafts has none
     )
 
 
@@ -217,23 +219,23 @@ def _train_one(
 
         ensemble = fit(fold, "fit")
         text = ensemble.lowered()
-        _check_export(ensemble, text, matrix[:: 1 + len(matrix) // 512])
-        by_fold = [TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)]
-        unseen = _unseen_scores(group, rows, TreeEnsemble(text), by_fold, fold)
+        whole = TreeEnsemble(text)
+        _check_export(ensemble, whole, matrix[:: 1 + len(matrix) // 512])
+        by_fold = _by_fold(ensemble, fold)
+        unseen = _unseen_scores(group, rows, whole, by_fold, fold)
         # What the scores mean, and how far to trust them, is learned on networks that the boosters have not seen: a
         # network is not like the others, and folds that mix networks promise too much.
         strange = unseen
         if apart is not None:
             judges = fit(apart, "judges")
-            by_network = [TreeEnsemble(judges.lowered(index)) for index in range(apart.max() + 1)]
-            strange = _unseen_scores(group, rows, TreeEnsemble(text), by_network, apart)
+            strange = _unseen_scores(group, rows, whole, _by_fold(judges, apart), apart)
         fold_trees = [trees.trees for trees in by_fold]
         workload_keys, workload_folds = [rows.keys[index] for index in learned], fold[learned].tolist()
         draft: dict[str, Any] = {}
         if len(early):
             drafts = fit(fold, "draft", _only(matrix, early))
             draft_text = drafts.lowered()
-            draft_by_fold = [TreeEnsemble(drafts.lowered(index)) for index in range(fold.max() + 1)]
+            draft_by_fold = _by_fold(drafts, fold)
             drafted = _unseen_scores(group, rows, TreeEnsemble(draft_text), draft_by_fold, fold, early)
             knots = calibrate(drafted[learn], value[learn], row_weights(rows.workload[learn]))
             draft = {"fold_trees": [trees.trees for trees in draft_by_fold], "calibration": asdict(knots)}
@@ -286,7 +288,9 @@ def _train_one(
             rows=int(chosen.sum()),
             workload_keys=workload_keys,
             workload_folds=workload_folds,
-            networks=sorted(rows.networks[index] for index in np.unique(rows.network[chosen]) if index != UNKNOWN),
+            networks=sorted(
+                {name for at in np.unique(rows.network[chosen]) if at != UNKNOWN for name in parted(rows.networks[at])}
+            ),
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
             calibration=asdict(calibration),
@@ -337,9 +341,14 @@ def _network_folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray | None
     return np.where(present, of_network[home], NO_FOLD)
 
 
-def _check_export(ensemble: Ensemble, text: bytes, features: Features) -> None:
+def _by_fold(ensemble: Ensemble, fold: IntArray) -> list[TreeEnsemble]:
+    """The parts of an ensemble, each without the workloads of a fold."""
+    return [TreeEnsemble(ensemble.lowered(index)) for index in range(fold.max() + 1)]
+
+
+def _check_export(ensemble: Ensemble, trees: TreeEnsemble, features: Features) -> None:
     """Refuse to publish trees that do not say what AutoGluon says."""
-    error = np.abs(TreeEnsemble(text)(features) - ensemble.predict(features)).max()
+    error = np.abs(trees(features) - ensemble.predict(features)).max()
     if not error <= EXPORT_TOLERANCE:
         raise LorienError(f"the exported trees differ from AutoGluon's prediction by {error:.2g}: please report this")
 
