@@ -1,19 +1,20 @@
 """Unseen workloads answered in seconds, side by side with what stock MetaSchedule finds after hundreds of trials.
 
     python benchmarks/live.py prepare --work WORK --data DATASETS [--network resnet50] [--workloads 8]
+    python benchmarks/live.py prepare --work WORK --logs LOGS     [--network resnet50] [--workloads 8]
     python benchmarks/live.py stock   --work WORK [--trials 256]
     python benchmarks/live.py ours    --work WORK [--cold 10] [--warm 4]
     python benchmarks/live.py guided  --work WORK [--guided-trials 32]
     python benchmarks/live.py compare --work WORK [--at 64 256]
     python benchmarks/live.py drafts  --work WORK [--seconds 1 3]
 
-``prepare`` trains a model on the logs of all other networks, and chooses the network's heaviest
-convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours`` answers each workload cold (a ``lorien rank
---verify --top-k 8`` of its own, told to be done in time) and warm (one process that has answered another workload).
-``guided`` is ``lorien tune`` of all of them with that model, for a few trials. ``compare`` builds and runs the best of
-each again, in turns, in one process: latencies of different hours say little. ``drafts`` searches with and without
-drafts, for as many seconds, and runs the eight candidates ranked first beside what stock found. All but ``prepare``
-want an idle machine.
+``prepare`` trains a model on the logs of all other networks, or on all of LOGS, of which none may be of a workload of
+the network, and chooses the network's heaviest convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours``
+answers each workload cold (a ``lorien rank --verify --top-k 8`` of its own, told to be done in time) and warm (one
+process that has answered another workload). ``guided`` is ``lorien tune`` of all of them with that model, for a few
+trials. ``compare`` builds and runs the best of each again, in turns, in one process: latencies of different hours say
+little. ``drafts`` searches with and without drafts, for as many seconds, and runs the eight candidates ranked first
+beside what stock found. All but ``prepare`` want an idle machine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.parquet as pq
 from harness import machine, markdown, run
 from stock import tune_tasks
 from tune import CAREFUL, bests, count, in_turns
@@ -50,11 +52,26 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Train without the network, and choose its workloads."""
     work, network = arguments.work, arguments.network
     logs, features = work / "logs", work / "features"
-    run("lorien", "ingest", arguments.data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
+    given = arguments.logs or arguments.data / "metaschedule"
+    run("lorien", "ingest", given, "--dialect", "metaschedule", "--logs", logs)
     run("lorien", "featurize", logs, "-o", features)
-    run("lorien-train", features, "-o", work / "models", "--holdout-network", network)
+    if arguments.logs:
+        run("lorien", "extract", onnx_model(network), "--target", "native", "-o", work / "all.jsonl")
+        asked = {workload.key for workload in read_workloads(work / "all.jsonl")}
+        known = {key for path in features.rglob("*.parquet") for key in workload_keys(path)}
+        if asked & known:
+            raise SystemExit(
+                f"{arguments.logs} holds {len(asked & known)} workloads of {network}: a model would know them"
+            )
+    held_out = () if arguments.logs else ("--holdout-network", network)
+    run("lorien-train", features, "-o", work / "models", *held_out)
     kept = ("--match", "conv2d", "--heaviest", str(arguments.workloads))
     run("lorien", "extract", onnx_model(network), "--target", "native", *kept, "-o", work / "workloads.jsonl")
+
+
+def workload_keys(table: Path) -> set[str]:
+    """Workloads in a feature table."""
+    return set(pq.read_table(table, columns=["workload_key"])["workload_key"].to_pylist())
 
 
 def stock(arguments: argparse.Namespace) -> None:
@@ -186,6 +203,7 @@ def main() -> None:
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--work", type=Path, required=True, help="folder of what the parts hand on")
     parser.add_argument("--data", type=Path, help="prepare's: data sets")
+    parser.add_argument("--logs", type=Path, help="prepare's: logs to learn from in place of the data sets'")
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--workloads", type=int, default=8)
     parser.add_argument("--trials", type=int, default=256, help="stock's, for each workload")
