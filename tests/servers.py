@@ -214,12 +214,21 @@ class CuttableWire:
         source.close()
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that no program listens on, below those that the system gives to outgoing connections."""
+    """A port that no program listens on, below those that the system gives to outgoing connections.
+
+    None is given twice: a server of many ports draws them all before it listens on any.
+    """
     while True:
         port = random.randrange(20_000, 32_000)
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 
