@@ -11,7 +11,7 @@ from lorien.database.jobs import JobError, JobState, JobTable, Run
 from lorien.errors import BadInput, DatabaseUnavailable
 
 CHOICE = 16
-"""Jobs that a worker chooses from by lot: workers that come together seldom want the same."""
+"""Jobs that a worker chooses from by lot, of those tried least: workers that come together seldom want the same."""
 ATTEMPTS = 8
 """Times that it looks again when others have taken all of these."""
 MAX_TRIES = 60
@@ -48,7 +48,8 @@ class JobQueue:
             for _ in range(ATTEMPTS):
                 if not (found := some()):
                     break
-                for state in random.sample(found, len(found)):
+                # The least tried first: else a broken device may use up all tries of one job before it is set aside.
+                for state in sorted(random.sample(found, len(found)), key=lambda state: state.tries):
                     new = rules.claimed(state, worker, run.max_tries, run.lease_s, now_s)
                     if new is None:
                         continue

@@ -169,6 +169,15 @@ def test_failures_are_tried_again_as_often_as_the_run_allows(table: JobTable) ->
     assert (given.status, given.tries) == (Status.WAITING, 0)
 
 
+def test_what_failed_waits_behind_what_nobody_tried(table: JobTable) -> None:
+    queue = queue_of(table, 4)
+    for tries in (1, 2):
+        for _ in range(4):
+            job = taken(queue)
+            assert job.tries == tries
+            queue.fail(job, JobError.UNEXPECTED, "no such device", again=True)
+
+
 def test_cancel_ends_what_is_open_and_retry_brings_it_back(table: JobTable) -> None:
     queue = queue_of(table, 4)
     queue.finish(taken(queue))
