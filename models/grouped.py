@@ -38,8 +38,8 @@ def decode(label: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
     return np.ldexp(steps, -VALUE_BITS), np.rint(np.ldexp(scaled - steps, WORKLOAD_BITS)).astype(np.int64)
 
 
-def ranking_quality(value: FloatArray, workload: IntArray, score: FloatArray) -> float:
-    """Mean over workloads, and over k from 1 to ``DEPTH``, of the top-k score; workloads where nothing ran left out."""
+def workload_quality(value: FloatArray, workload: IntArray, score: FloatArray) -> FloatArray:
+    """Mean over k from 1 to ``DEPTH`` of the top-k score of each workload where anything ran, in their order."""
     ranked = np.lexsort((value, -score, workload))
     group = workload[ranked]
     place = place_in_group(group)
@@ -50,7 +50,12 @@ def ranking_quality(value: FloatArray, workload: IntArray, score: FloatArray) ->
     # Past the last candidate of a small workload the best so far stands.
     best = np.zeros(len(present))
     np.maximum.at(best, index, value[ranked])
-    quality = np.maximum.accumulate(top, axis=1).mean(axis=1)[best > 0] / best[best > 0]
+    return np.maximum.accumulate(top, axis=1).mean(axis=1)[best > 0] / best[best > 0]
+
+
+def ranking_quality(value: FloatArray, workload: IntArray, score: FloatArray) -> float:
+    """Mean of ``workload_quality``: every workload counts once."""
+    quality = workload_quality(value, workload, score)
     return float(quality.mean()) if len(quality) else 0.0
 
 

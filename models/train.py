@@ -243,7 +243,7 @@ def _train_one(
         share = 0.0
         if base is not None:
             theirs = base.unseen_scores(group, rows)
-            share = best_share(unseen, theirs, rows, value, learn)
+            share = best_share(unseen[learn], theirs[learn], rows.workload[learn], value[learn])
             logger.info("%s: %.0f %% of the model of %s", group.target, 100 * share, base.stored.model.target)
         if base is not None and share > 0:
             unseen = (1 - share) * unseen + share * theirs

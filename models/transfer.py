@@ -9,9 +9,9 @@ import numpy as np
 
 from lorien.errors import BadInput
 from lorien.models.data import Rows, Tables, feature_batches
-from lorien.models.grouped import ranking_quality
+from lorien.models.grouped import workload_quality
 from lorien.models.lower import lower
-from lorien.models.metrics import BoolArray, FloatArray
+from lorien.models.metrics import FloatArray, IntArray
 from lorien.models.predictor import nearest_model
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, StoredModel, open_models
@@ -98,16 +98,23 @@ def load_base(url: str | Path, group: Tables) -> Base:
     return Base(stored, stored.read(SCORER_FILE))
 
 
-def best_share(own: FloatArray, base: FloatArray, rows: Rows, value: FloatArray, learn: BoolArray) -> float:
-    """The base model's share in the blend that ranks the workloads learned from best, all scored unseen.
+def best_share(own: FloatArray, base: FloatArray, workload: IntArray, value: FloatArray) -> float:
+    """The base model's share in the blend of both, by how it ranks rows (rows,) that both score unseen.
 
-    0 keeps the target's own model, 1 the base; on equal scores the smaller share.
+    The largest share that ranks within a standard error of the best one: few workloads say little, and the base knows
+    many. 0 keeps the target's own model, 1 the base; of shares that rank alike on every workload, the smallest.
+    Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984.
     """
-    quality = [
-        ranking_quality(value[learn], rows.workload[learn], (1 - share) * own[learn] + share * base[learn])
-        for share in SHARES
-    ]
-    return SHARES[int(np.argmax(quality))]
+    quality = [workload_quality(value, workload, (1 - share) * own + share * base) for share in SHARES]
+    best = int(np.argmax([each.mean() for each in quality]))
+    loss = [quality[best] - each for each in quality]
+    close = [index for index, each in enumerate(loss) if index > best and each.mean() < _standard_error(each)]
+    return SHARES[max(close, default=best)]
+
+
+def _standard_error(values: FloatArray) -> float:
+    """Of the mean; infinite for a single value, which tells nothing."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 def blend(own: bytes, base: bytes, share: float, columns: int) -> bytes:

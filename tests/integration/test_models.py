@@ -289,9 +289,21 @@ def test_a_base_that_ranks_the_other_way_round_gets_no_share(features):
     (group,) = group_tables(features)
     rows = read_rows(group)
     value = rows.candidates(rows.all()).value()
-    assert best_share(value, -value, rows, value, rows.all()) == 0.0
+    assert best_share(value, -value, rows.workload, value) == 0.0
     # Three quarters of what is right outweigh a quarter of what is wrong: there is no need for more.
-    assert best_share(-value, value, rows, value, rows.all()) == 0.75
+    assert best_share(-value, value, rows.workload, value) == 0.75
+
+
+def test_it_takes_clear_evidence_to_leave_the_base():
+    rng = np.random.default_rng(0)
+    workload = np.repeat(np.arange(5), 20)
+    value = rng.random(100) ** 3
+    base = value + rng.normal(scale=0.5, size=100)
+    assert best_share(value, base, workload, value) == 0.0
+    own = value + rng.normal(scale=0.45, size=100)
+    assert best_share(own, base, workload, value) >= 0.5
+    # One workload is no evidence, whatever it says.
+    assert best_share(value[:20], base[:20], workload[:20], value[:20]) == 1.0
 
 
 def test_a_model_of_before_confidence_says_to_train_again(copy):
