@@ -36,6 +36,7 @@ RECORDS = (100, 500, 2000)
 RECORDS_EACH = 20
 PARTS = (0.125, 0.25, 0.5, 1.0)
 SCORES = ("top1_mean", "top5_mean", "min_top10", "spearman_mean")
+TRANSFER = (*SCORES, *BASELINES[:4])
 CURVE = (*SCORES, "coverage", "needed_median", *BASELINES[:4])
 
 
@@ -100,7 +101,8 @@ def transfer(data: Path, work: Path) -> None:
         features, base = prepare(data, work, "autotvm", device), work / other / "models-fast" / HELD_OUT
         held_out(prepare(data, work, "autotvm", other), base, HELD_OUT, "fast")
         zero = run("lorien", "evaluate", features, "--models", base, "--holdout-network", HELD_OUT).value["targets"]
-        rows: list[list[Any]] = [[0, "base alone", None, *(next(iter(zero.values()))[c] for c in SCORES)]]
+        (alone,) = zero.values()
+        rows: list[list[Any]] = [[0, "base alone", None, *(alone.get(c) for c in TRANSFER)]]
         for records in RECORDS:
             part = work / device / f"transfer-{records}"
             if not part.exists():
@@ -109,13 +111,15 @@ def transfer(data: Path, work: Path) -> None:
             for name, options in {"own": (), "with the base": ("--base", base)}.items():
                 found = kept_or(
                     part / f"{name}.json",
-                    lambda p=part, n=name, o=options: held_out(p / "features", p / n, HELD_OUT, "fast", *o),
+                    lambda p=part, n=name, o=options: (
+                        held_out(p / "features", p / n, HELD_OUT, "fast", *o) | xgboost_scores(p / "features", HELD_OUT)
+                    ),
                 )
                 model = json.loads(next((part / name).glob("*/*/model.json")).read_text())["model"]
                 share = model["holdout"].get("base_share")
-                rows.append([records, name, share, *(found[c] for c in SCORES)])
+                rows.append([records, name, share, *(found[c] for c in TRANSFER)])
         title = f"{device} from {other}, {HELD_OUT} held out of both, preset fast"
-        print(f"\n{title}, {machine()}\n\n{markdown(['records', 'model', 'base share', *SCORES], rows)}", flush=True)
+        print(f"\n{title}, {machine()}\n\n{markdown(['records', 'model', 'base share', *TRANSFER], rows)}", flush=True)
 
 
 def more_workloads(features: Path, work: Path, networks: Sequence[str]) -> None:
