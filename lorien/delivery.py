@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lorien.database import open_database
 from lorien.dialects import open_live_dialect
 from lorien.errors import UnknownTarget
@@ -19,10 +21,14 @@ from lorien.records import Candidate, Measurement, TuningRecord, Workload
 from lorien.tune.measure import Measurer
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lorien.database.base import ScheduleDatabase
     from lorien.dialects.remote import Tracker
     from lorien.models.predictor import Ranker
     from lorien.target import Target
+
+    _Rows = dict[str, npt.NDArray[np.float32]]
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +170,9 @@ class Deliverer:
         if hit is not None:
             return hit
         deadline_s = None if self._budget_s is None else started_s + self._budget_s
-        candidates = self._search(workload, deadline_s)
+        candidates, rows = self._search(workload, deadline_s)
         default = Candidate(None)
-        ranked, confident_k = self._first(workload, candidates)
+        ranked, confident_k = self._first(workload, candidates, rows)
         by_default: Measurement | None = None
         measured: Sequence[Measurement | None] = [None] * len(ranked)
         if self._measurer is not None:
@@ -217,32 +223,40 @@ class Deliverer:
             time.monotonic() - started_s,
         )
 
-    def _search(self, workload: Workload, deadline_s: float | None) -> Sequence[Candidate]:
+    def _search(self, workload: Workload, deadline_s: float | None) -> tuple[Sequence[Candidate], _Rows]:
+        """Candidates, best first, and the features of those that the search tells."""
+        rows: _Rows = {}
         if self._ranker is None:
-            return ()
+            return (), rows
         search_s = self._search_s
         if deadline_s is not None:
             tried = 0 if self._measurer is None else 1 + (self._top_k or TOP_K)
             search_s = max(MIN_SEARCH_S, deadline_s - time.monotonic() - tried * self._verify_s)
         dialect = open_live_dialect(workload.dialect)
-        return dialect.search(
+        hints = self._ranker.hints
+        candidates = dialect.search(
             workload,
             self.target,
             AUTO_MOST if self._top_k is None else 4 * self._top_k,
             self._ranker.guide,
             seed=self._seed,
             budget_s=search_s,
-            **self._ranker.hints,
+            **(hints | {"rows": rows} if hints else {}),
         )
+        return candidates, rows
 
-    def _first(self, workload: Workload, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], int | None]:
+    def _first(
+        self, workload: Workload, candidates: Sequence[Candidate], rows: _Rows
+    ) -> tuple[Sequence[Candidate], int | None]:
         """The candidates to verify, best first, and how many the model's confidence asks for."""
         if self._ranker is None or not candidates:
             return candidates, None
         if self._top_k is not None and not self._ranker.model.confidence:
             return candidates[: self._top_k], None
         # The search was guided by cautious scores; the confidence was learned on plain ones.
-        scores = self._ranker.rank(workload, candidates)
+        known = [rows[candidate.key] for candidate in candidates if candidate.key in rows]
+        told = len(known) == len(candidates)  # else they are to be lowered again
+        scores = self._ranker.score(np.stack(known)) if told else self._ranker.rank(workload, candidates)
         needed = self._ranker.confidence.needed(scores)
         if self._top_k is not None:
             return candidates[: self._top_k], needed

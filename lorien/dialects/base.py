@@ -189,8 +189,9 @@ class LiveDialect(LogDialect, Protocol):
         """At most ``count`` distinct candidates from the search space, best score first.
 
         With ``score`` an evolutionary search is guided by it (over the dialect's feature set); without, the
-        candidates are random samples and carry no score. A dialect whose extractor names ``early`` columns takes the
-        keyword ``draft`` too: another ``ScoreFn``, of rows in which all other columns are NaN.
+        candidates are random samples and carry no score. A dialect whose extractor names ``early`` columns takes two
+        keywords more: ``draft``, another ``ScoreFn``, of rows in which all other columns are NaN; and ``rows``, a dict
+        that is filled with the features (columns,) of each candidate scored and returned, by its key.
         """
 
     def warm_up(self, target: Target) -> None:

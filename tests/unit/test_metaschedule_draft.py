@@ -12,6 +12,7 @@ from lorien.dialects.base import FloatArray
 from lorien.dialects.metaschedule import draft as subject
 from lorien.dialects.metaschedule.describe import EARLY, FEATURES, Describer
 from lorien.dialects.metaschedule.search import _Space
+from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
 from lorien.records import Workload
 from tests.unit.test_metaschedule_search import TARGET, conv, dense, pool, relu, softmax
@@ -65,6 +66,14 @@ def test_drafts_are_what_the_model_asks_for_and_follow_the_seed() -> None:
     random = full_vectors_small_bodies(Describer(TARGET)(samples, [conv()] * len(samples)))
     assert np.median(full_vectors_small_bodies(rows)) >= max(random)
     assert len({row[subject._FAMILY].tobytes() for row in rows}) >= len(rows) / 4, "families far apart are kept"
+
+
+def test_a_search_tells_the_features_of_what_it_returns() -> None:
+    rows: dict[str, Features] = {}
+    found = open_live_dialect("metaschedule").search(dense(), TARGET, 8, full_vectors_small_bodies, seed=1, rows=rows)
+    assert set(rows) == {candidate.key for candidate in found}
+    again = open_extractor("metaschedule").extract(dense(), found, TARGET)
+    np.testing.assert_array_equal(np.stack([rows[candidate.key] for candidate in found]), again)
 
 
 def test_a_search_that_drafts_finds_more_and_follows_the_seed() -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, Model, ModelInput, ReadReport, ScoreFn
@@ -69,11 +70,12 @@ class MetaScheduleDialect:
         seed: int = 0,
         budget_s: float | None = None,
         draft: ScoreFn | None = None,
+        rows: dict[str, npt.NDArray[np.float32]] | None = None,
     ) -> Sequence[Candidate]:
         """See ``LiveDialect``."""
         from lorien.dialects.metaschedule.search import search
 
-        return search(workload, target, count, score, seed=seed, budget_s=budget_s, draft=draft)
+        return search(workload, target, count, score, seed=seed, budget_s=budget_s, draft=draft, rows=rows)
 
     def warm_up(self, target: Target) -> None:
         """See ``LiveDialect``."""

@@ -76,6 +76,7 @@ def search(
     seed: int = 0,
     budget_s: float | None = None,
     draft: ScoreFn | None = None,
+    rows: dict[str, npt.NDArray[np.float32]] | None = None,
 ) -> list[Candidate]:
     """See ``LiveDialect.search``.
 
@@ -108,8 +109,12 @@ def search(
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
     found = {features: one for island in islands for features, one in island.found.items()}
-    candidates = [candidate_of_trace(one.trace, one.score) for one in _diverse(found.values(), count)]
-    best = {candidate.key: candidate for candidate in candidates}
+    best: dict[str, Candidate] = {}
+    for one in _diverse(found.values(), count):
+        candidate = candidate_of_trace(one.trace, one.score)
+        best[candidate.key] = candidate
+        if rows is not None:
+            rows[candidate.key] = one.row
     scored = sum(island.scored for island in islands)
     logger.info("%s: %d candidates scored in %.1f s", workload.name, scored, time.monotonic() - started_s)
     return list(best.values())
@@ -205,8 +210,13 @@ class _Found(NamedTuple):
     """What is kept of a schedule: its trace is a hundredth of its module."""
 
     score: float
-    family: bytes
+    row: npt.NDArray[np.float32]
     trace: Trace
+
+    @property
+    def family(self) -> bytes:
+        """What it has in common with others of its family."""
+        return self.row[_FAMILY].tobytes()
 
 
 class _Island:
@@ -299,7 +309,7 @@ class _Island:
         self.described = rows[good][0] if good.any() else self.described
         for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
             if np.isfinite(value):
-                self.found.setdefault(row.tobytes(), _Found(value, row[_FAMILY].tobytes(), schedule.trace))
+                self.found.setdefault(row.tobytes(), _Found(value, row.copy(), schedule.trace))
         return breeding_weights([self._scores[schedule] for schedule in schedules], PRESSURE)
 
 
