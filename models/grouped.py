@@ -50,7 +50,8 @@ def workload_quality(value: FloatArray, workload: IntArray, score: FloatArray) -
     # Past the last candidate of a small workload the best so far stands.
     best = np.zeros(len(present))
     np.maximum.at(best, index, value[ranked])
-    return np.maximum.accumulate(top, axis=1).mean(axis=1)[best > 0] / best[best > 0]
+    quality: FloatArray = np.maximum.accumulate(top, axis=1).mean(axis=1)[best > 0] / best[best > 0]
+    return quality
 
 
 def ranking_quality(value: FloatArray, workload: IntArray, score: FloatArray) -> float:

@@ -140,8 +140,11 @@ def test_a_target_without_cores_says_what_it_lacks() -> None:
 
 
 def test_one_family_does_not_take_all_places() -> None:
-    ranked = [(9 - 0.1 * place, b"a") for place in range(subject.PER_FAMILY + 1)] + [(3.0, b"b")]
-    found = [subject._Found(score, family, None) for score, family in ranked]
+    ranked = [(9 - 0.1 * place, 1) for place in range(subject.PER_FAMILY + 1)] + [(3.0, 2)]
+    found = [
+        subject._Found(score, np.full(len(EXTRACTOR.features.columns), family, np.float32), None)
+        for score, family in ranked
+    ]
     scores = [score for score, _ in ranked]
     count = subject.PER_FAMILY + 1
     assert [one.score for one in subject._diverse(found, count)] == [*scores[: subject.PER_FAMILY], 3.0]
