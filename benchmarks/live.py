@@ -9,7 +9,7 @@
     python benchmarks/live.py drafts  --work WORK [--seconds 1 3]
 
 ``prepare`` trains a model on the logs of all other networks, or on all of LOGS, of which none may be of a workload of
-the network, and chooses the network's heaviest convolutions. ``stock`` is TVM's ``tune_tasks`` as it comes. ``ours``
+the network, and chooses the network's heaviest convolutions. ``stock`` is TVM's ``tune_tasks``, on all cores. ``ours``
 answers each workload cold (a ``lorien rank --verify --top-k 8`` of its own, told to be done in time) and warm (one
 process that has answered another workload). ``guided`` is ``lorien tune`` of all of them with that model, for a few
 trials. ``compare`` builds and runs the best of each again, in turns, in one process: latencies of different hours say

@@ -309,7 +309,8 @@ class _Island:
         self.described = rows[good][0] if good.any() else self.described
         for schedule, row, value in zip(new, rows, values.tolist(), strict=True):
             if np.isfinite(value):
-                self.found.setdefault(row.tobytes(), _Found(value, row.copy(), schedule.trace))
+                features = row.tobytes()
+                self.found.setdefault(features, _Found(value, np.frombuffer(features, row.dtype), schedule.trace))
         return breeding_weights([self._scores[schedule] for schedule in schedules], PRESSURE)
 
 
