@@ -115,11 +115,11 @@ def seen_scores(features: Path, network: str) -> dict[str, float]:
     return {"seen_top1_mean": found["top1_mean"], "seen_top5_mean": found["top5_mean"]}
 
 
-def scores_of(features: Path, work: Path, network: str, preset: str) -> dict[str, Any]:
+def scores_of(features: Path, work: Path, network: str, preset: str, *options: str) -> dict[str, Any]:
     """All columns of one row of the table; kept, and read back when this was done before."""
     done = work / f"{network}-{preset}.json"
     if not done.exists():
-        found = held_out(features, work / f"models-{preset}" / network, network, preset)
+        found = held_out(features, work / f"models-{preset}" / network, network, preset, *options)
         done.write_text(json.dumps(found | xgboost_scores(features, network) | seen_scores(features, network)))
     return dict(json.loads(done.read_text()))
 
@@ -134,14 +134,16 @@ def print_table(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     print(f"\n{title}, {machine()}\n\n{markdown(columns, [*lines, mean])}", flush=True)
 
 
-def compare(data: Path, work: Path, dialect: str, name: str, networks: Sequence[str], preset: str) -> None:
+def compare(
+    data: Path, work: Path, dialect: str, name: str, networks: Sequence[str], preset: str, *options: str
+) -> None:
     """One table: each network of a device held out in turn."""
     features = prepare(data, work, dialect, name)
     found = sorted(path.name.split(".")[0] for path in (data / dialect / name).iterdir())
     rows = []
     for network in found:
         if not networks or network in networks:
-            rows.append((network, scores_of(features, work / name, network, preset)))
+            rows.append((network, scores_of(features, work / name, network, preset, *options)))
             print(name, *rows[-1], flush=True)
     print_table(f"{dialect} {name}, each network held out in turn, preset {preset}", rows)
 
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--networks", nargs="*", default=(), help="hold out only these")
     parser.add_argument("--preset", default="fast")
+    parser.add_argument("--time-limit", metavar="SECONDS", help="for each model, in place of the preset's")
     arguments = parser.parse_args()
     if arguments.speed:
         speed(arguments.data, arguments.work, arguments.preset)
@@ -197,8 +200,9 @@ def main() -> None:
     targets = [("autotvm", name) for name in arguments.autotvm or DEVICES if both or arguments.autotvm is not None]
     if both or arguments.metaschedule:
         targets += [("metaschedule", path.name) for path in sorted((arguments.data / "metaschedule").iterdir())]
+    options = ("--time-limit", arguments.time_limit) if arguments.time_limit else ()
     for dialect, name in targets:
-        compare(arguments.data, arguments.work, dialect, name, arguments.networks, arguments.preset)
+        compare(arguments.data, arguments.work, dialect, name, arguments.networks, arguments.preset, *options)
 
 
 if __name__ == "__main__":

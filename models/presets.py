@@ -92,7 +92,7 @@ PRESETS = {
                 _named("Xendcg", trees=300, learning_rate=0.07, objective="rank_xendcg", **_TREES),
             ],
             "XGB": [
-                _named("Hist", n_estimators=400, learning_rate=0.05, max_depth=8, colsample_bytree=0.4, subsample=0.8)
+                _named("Hist", n_estimators=400, learning_rate=0.05, max_depth=8, enable_categorical=True, **_XGB_DRAWS)
             ],
             "XGB_RANK": [
                 _named("Ndcg", trees=300, objective="rank:ndcg", eta=0.05, max_depth=8, **_XGB_DRAWS),

@@ -32,7 +32,7 @@ from lorien.models.evaluate import evaluate
 from lorien.models.lower import lower
 from lorien.models.metrics import Candidates, ranking_scores
 from lorien.models.predictor import Ranker
-from lorien.models.presets import Preset
+from lorien.models.presets import PRESETS, Preset
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
@@ -212,6 +212,30 @@ def test_a_fold_is_scored_by_the_boosters_that_never_saw_it(tmp_path):
         unseen[fold == index] = TreeEnsemble(ensemble.lowered(index))(matrix[fold == index])
     np.testing.assert_allclose(unseen, expected, atol=1e-5)
     np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_model_of_a_preset_lowers_exactly_where_features_are_zero_or_missing(name, tmp_path):
+    """AutoGluon hands XGBoost a sparse matrix unless told otherwise, in which a zero is a missing value."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(600, 8)).astype(np.float32)
+    matrix[rng.random(matrix.shape) < 0.3] = 0
+    matrix[:, 1][rng.random(600) < 0.2] = np.nan
+    workload = np.repeat(np.arange(30), 20)
+    value = 0.05 + 0.6 / (1 + np.exp(-matrix[:, 0])) + 0.3 * rng.random(600)
+    counts = ("num_boost_round", "trees", "n_estimators", "iterations")
+    few = {
+        family: [model | {count: 10 for count in counts if count in model} for model in models]
+        for family, models in PRESETS[name].hyperparameters.items()
+    }
+    ensemble = fit_ensemble(
+        *(matrix, value, workload, np.ones(600), workload % 2),
+        preset=Preset(2, 1000, 120, few),
+        time_limit_s=120,
+        folder=tmp_path / "fit",
+    )
+    assert len(ensemble.members) == sum(map(len, few.values()))
+    np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-6)
 
 
 @pytest.mark.parametrize(
