@@ -2,6 +2,7 @@
 model reaches that has seen other records of the same workloads.
 
     python benchmarks/model.py --data DATASETS --work FOLDER [--autotvm DEVICE…] [--metaschedule] [--networks N…]
+        [--preset fast] [--time-limit SECONDS]
     python benchmarks/model.py --data DATASETS --work FOLDER --speed
 
 Each network is held out in turn, with every workload it shares with another. The commands are a user's. Logs, feature
@@ -117,7 +118,7 @@ def seen_scores(features: Path, network: str) -> dict[str, float]:
 
 def scores_of(features: Path, work: Path, network: str, preset: str, *options: str) -> dict[str, Any]:
     """All columns of one row of the table; kept, and read back when this was done before."""
-    done = work / f"{network}-{preset}.json"
+    done = work / f"{'-'.join((network, preset, *options))}.json"
     if not done.exists():
         found = held_out(features, work / f"models-{preset}" / network, network, preset, *options)
         done.write_text(json.dumps(found | xgboost_scores(features, network) | seen_scores(features, network)))
@@ -145,7 +146,7 @@ def compare(
         if not networks or network in networks:
             rows.append((network, scores_of(features, work / name, network, preset, *options)))
             print(name, *rows[-1], flush=True)
-    print_table(f"{dialect} {name}, each network held out in turn, preset {preset}", rows)
+    print_table(f"{dialect} {name}, each network held out in turn, preset {' '.join((preset, *options))}", rows)
 
 
 def speed(data: Path, work: Path, preset: str) -> None:

@@ -29,6 +29,8 @@ MEMORY_GB = 4.0
 EQUAL_SHARE = 0.5
 # On fewer rows the threads of a booster mostly wait for one another, and on a busy machine they wait long.
 PARALLEL_ROWS = 50_000
+# Unless told so, AutoGluon hands XGBoost a sparse matrix, in which a zero is a missing value: not what the trees say.
+_AS_THEY_ARE = {"XGB": {"enable_categorical": True}}
 _LIBRARIES = ("autogluon.tabular", "lightgbm", "xgboost", "xgboost-cpu", "catboost", "numpy")
 
 
@@ -130,6 +132,10 @@ def fit_ensemble(
     data = pd.DataFrame(features, columns=_column_names(features.shape[1]), copy=False)
     data = data.assign(label=encode(value, workload), weight=weight, fold=fold)
     families = {ranker.ag_key: ranker for ranker in RANKERS}
+    hyperparameters = {
+        families.get(name, name): [model | _AS_THEY_ARE.get(name, {}) for model in models]
+        for name, models in preset.hyperparameters.items()
+    }
     with _quiet():
         predictor = TabularPredictor(
             label="label",
@@ -146,7 +152,7 @@ def fit_ensemble(
             predictor.fit(
                 data,
                 time_limit=time_limit_s,
-                hyperparameters={families.get(name, name): models for name, models in preset.hyperparameters.items()},
+                hyperparameters=hyperparameters,
                 # Features are float32, with NaN where one does not apply: boosters take them as they are.
                 feature_generator=IdentityFeatureGenerator(),
                 # Inside its own boosters AutoGluon keeps labels as float32, in which no workload fits.

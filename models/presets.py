@@ -91,9 +91,7 @@ PRESETS = {
                 _named("Lambda", trees=300, learning_rate=0.07, **_LAMBDA),
                 _named("Xendcg", trees=300, learning_rate=0.07, objective="rank_xendcg", **_TREES),
             ],
-            "XGB": [
-                _named("Hist", n_estimators=400, learning_rate=0.05, max_depth=8, enable_categorical=True, **_XGB_DRAWS)
-            ],
+            "XGB": [_named("Hist", n_estimators=400, learning_rate=0.05, max_depth=8, **_XGB_DRAWS)],
             "XGB_RANK": [
                 _named("Ndcg", trees=300, objective="rank:ndcg", eta=0.05, max_depth=8, **_XGB_DRAWS),
                 _named("Pairwise", trees=300, objective="rank:pairwise", eta=0.05, max_depth=8, **_XGB_DRAWS),
