@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def fit_ensemble(
     except ImportError:
         raise MissingExtra("autogluon.tabular", "train") from None
 
+    _list_packages_once()
     # Columns are named by position, so that a booster's own names tell which column it means.
     data = pd.DataFrame(features, columns=_column_names(features.shape[1]), copy=False)
     data = data.assign(label=encode(value, workload), weight=weight, fold=fold)
@@ -176,8 +178,19 @@ def fit_ensemble(
 
 def library_versions() -> dict[str, str]:
     """Versions of what a model was fitted with."""
-    installed = {distribution.name: distribution.version for distribution in distributions()}
-    return {name: installed[name] for name in _LIBRARIES if name in installed}
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _list_packages_once() -> None:
+    """AutoGluon reads what is installed at each of the five times it saves a predictor: half a second each."""
+    from autogluon.common.utils import utils
+
+    if not hasattr(utils.get_package_versions, "cache_info"):
+        utils.get_package_versions = cache(utils.get_package_versions)
 
 
 def _column_names(columns: int) -> list[str]:

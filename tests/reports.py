@@ -18,7 +18,7 @@ from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Worklo
 from lorien.target import Target
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, CDPSession, Page
 
 FEATURES = FeatureSet("toy", 1, (Column("tile", "1", "a tile size"),))
 TARGETS = [Target.parse(f"llvm -mcpu={name} -num-cores=2") for name in ("znver4", "skylake")]
@@ -84,8 +84,14 @@ class Visit:
     """A page that was opened, and what it did that it should not."""
 
     page: Page
+    protocol: CDPSession
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+
+    def processor_s(self) -> float:
+        """Seconds that the page's own thread has worked."""
+        metrics = self.protocol.send("Performance.getMetrics")["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime"))
 
 
 @contextmanager
@@ -107,7 +113,9 @@ def visit(
 ) -> Iterator[Visit]:
     """Open a page in a window of its own; return when the selector ``ready`` is there."""
     window = running.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
-    seen = Visit(window.new_page())
+    page = window.new_page()
+    seen = Visit(page, window.new_cdp_session(page))
+    seen.protocol.send("Performance.enable", {"timeDomain": "threadTicks"})
     seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     seen.page.on("request", lambda request: seen.requests.append(request.url))

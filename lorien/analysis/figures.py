@@ -169,7 +169,7 @@ def show(figure: go.Figure) -> None:
     from IPython.display import display
 
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json(), "image/png": picture(figure)}
-    display({**bundle, "text/plain": figure.layout.title.text}, raw=True)  # type: ignore[no-untyped-call]
+    display({**bundle, "text/plain": figure.layout.title.text}, raw=True)
 
 
 def picture(figure: go.Figure) -> bytes:

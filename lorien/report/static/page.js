@@ -19,7 +19,8 @@ function latency(seconds) {
   }
   return `${+(seconds * 1e9).toPrecision(3)} ns`;
 }
-const count = (value) => value.toLocaleString("en");
+const numbers = new Intl.NumberFormat("en");
+const count = (value) => numbers.format(value);
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
 const rate = (value) => (value === null ? "–" : value >= 100 ? count(Math.round(value)) : `${+value.toPrecision(3)}`);
 
@@ -48,7 +49,8 @@ const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     seen.unobserve(entry.target);
-    plot(entry.target, data.charts[entry.target.dataset.chart]);
+    // When there is nothing else to do: what is typed or pressed meanwhile goes first.
+    requestIdleCallback(() => plot(entry.target, data.charts[entry.target.dataset.chart]), { timeout: 2000 });
   }
 }, { rootMargin: "200px" });
 for (const place of document.querySelectorAll("[data-chart]")) seen.observe(place);
