@@ -10,7 +10,9 @@ import pytest
 from lorien.dialects import open_live_dialect
 from lorien.dialects.base import FloatArray
 from lorien.dialects.metaschedule import draft as subject
+from lorien.dialects.metaschedule import search
 from lorien.dialects.metaschedule.describe import EARLY, FEATURES, Describer
+from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import _Space
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
@@ -22,6 +24,16 @@ pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
 NAMES = [feature.name for feature in FEATURES]
 FILL, UNROLL, BODY = (NAMES.index(name) for name in ("trace_fill16", "main_auto_unroll", "trace_body"))
 LOCATIONS = [NAMES.index(name) for name in ("trace_location_first", "trace_location_last")]
+
+
+@pytest.fixture(autouse=True)
+def _intrinsics() -> None:
+    register_intrinsics(TARGET)  # as every search does first: TVM itself would parse those of all targets
+
+
+@pytest.fixture
+def small_population(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "POPULATION", 96)
 
 
 def full_vectors_small_bodies(rows: Features) -> FloatArray:
@@ -68,6 +80,7 @@ def test_drafts_are_what_the_model_asks_for_and_follow_the_seed() -> None:
     assert len({row[subject._FAMILY].tobytes() for row in rows}) >= len(rows) / 4, "families far apart are kept"
 
 
+@pytest.mark.usefixtures("small_population")
 def test_a_search_tells_the_features_of_what_it_returns() -> None:
     rows: dict[str, Features] = {}
     found = open_live_dialect("metaschedule").search(dense(), TARGET, 8, full_vectors_small_bodies, seed=1, rows=rows)
@@ -76,6 +89,7 @@ def test_a_search_tells_the_features_of_what_it_returns() -> None:
     np.testing.assert_array_equal(np.stack([rows[candidate.key] for candidate in found]), again)
 
 
+@pytest.mark.usefixtures("small_population")
 def test_a_search_that_drafts_finds_more_and_follows_the_seed() -> None:
     dialect = open_live_dialect("metaschedule")
     plain = dialect.search(dense(), TARGET, 16, full_vectors_small_bodies, seed=1)
