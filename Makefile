@@ -49,9 +49,9 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-
 demo: .venv/demo.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh datasets/demo.sh "$(OUT)"
 
-# Three files at a time on two cores: much of the time is waiting, for servers, leases and deadlines.
+# Two files at a time: much of the time is waiting, for servers, leases and deadlines.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ TUNED = {"bvlc_alexnet": 6, "resnet50": 6}
 LANGUAGES = {"sh", "python", "yaml", "text", "nginx", "ini"}
 SHORT = {
     "lorien featurize": ["--processes", "1"],
-    "lorien-train": ["--time-limit", "10", "--reuse"],
+    "lorien-train": ["--time-limit", "60", "--reuse"],
     "lorien rank": ["--top-k", "2", "--search-s", "0.5"],
     "lorien build": ["--budget", "4"],
     "lorien tune": ["--trials", "4", "--batch", "2"],

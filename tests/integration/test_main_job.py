@@ -37,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     result("ingest", SAMPLE / "bvlc_alexnet", "--dialect", "metaschedule", "--logs", folder / "logs")
     result("featurize", folder / "logs", "-o", folder / "features")
-    result(folder / "features", "-o", folder / "models", "--time-limit", "15", program="lorien-train")
+    result(folder / "features", "-o", folder / "models", "--time-limit", "60", program="lorien-train")
     conv_model(folder / "net.onnx")
     result("extract", folder / "net.onnx", "--match", "conv2d", "-o", folder / "workloads.jsonl")
     return folder
