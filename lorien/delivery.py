@@ -280,21 +280,26 @@ class Deliverer:
 
         What is clearly slower than another gets no full repeats. The default, often a hundred times slower, runs last.
         """
-        step = max(1, len(ranked)) if deadline_s is None else BATCH
         by_default: Measurement | None = None
         measured: list[Measurement] = []
         best_s = math.inf
-        for start in range(0, max(1, len(ranked)), step):
+        while by_default is None or len(measured) < len(ranked):
             started_s = time.monotonic()
-            if deadline_s is not None and start and started_s + step * self._verify_s > deadline_s:
-                break
-            batch = [*ranked[start : start + step], *([default] if by_default is None else [])]
+            count = len(ranked) if deadline_s is None else BATCH
+            if deadline_s is not None and by_default is not None:
+                room = (deadline_s - started_s) / self._verify_s
+                count = next((some for some in (BATCH, BATCH // 2) if some <= room), 0)
+                if not count:
+                    break
+            batch = [*ranked[len(measured) :][:count], *([default] if by_default is None else [])]
             results = measurer.measure(workload, batch, best_s=best_s)
             if by_default is None:
                 *results, by_default = results
             measured += results
             best_s = min([best_s, *(result.latency_s for result in results if result.latency_s)])
-            self._verify_s = (self._verify_s + (time.monotonic() - started_s) / len(batch)) / 2
+            # Slower than thought counts at once, faster by halves: what is told to be done in time had better be.
+            each_s = (time.monotonic() - started_s) / len(batch)
+            self._verify_s = max(each_s, (self._verify_s + each_s) / 2)
         assert by_default is not None  # noqa: S101 (the first batch has it)
         return by_default, measured
 
