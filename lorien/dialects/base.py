@@ -195,7 +195,11 @@ class LiveDialect(LogDialect, Protocol):
         """
 
     def warm_up(self, target: Target) -> None:
-        """Import the framework, so that the first build does not pay for it. The first thing a measuring child does."""
+        """Import the framework, so that the first build does not pay for it. The first thing a measuring child does.
+
+        A dialect of which this starts no thread and touches no device may say so by ``forkable = True``: then one
+        process does it, and measuring children are forks of that.
+        """
 
     def build(self, workload: Workload, candidate: Candidate, target: Target, out: Path) -> None:
         """Compile a candidate to the shared library ``out``. Runs in a child; may raise, crash or hang.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import math
 import os
 import resource
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from lorien.dialects.remote import DeviceLost, SessionBroken, Tracker
 from lorien.errors import BadInput, LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
+from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,6 +48,48 @@ _TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}
 """Largest difference allowed, in parts of the largest value, by bytes of a float: schedules reorder sums."""
 
 
+def prepare(fd: int) -> None:
+    """Load the framework, then be forked as often as the socket ``fd`` asks, until the parent is gone.
+
+    A message with two descriptors, the child's wire and its log, asks for a child, and its process is the answer; a
+    process asks for that child's exit code.
+    """
+    control = socket.socket(fileno=fd)
+    setup = orjson.loads(control.recv(MESSAGE_BYTES))
+    _few_threads()
+    with contextlib.suppress(Exception):  # each child meets it again, and can tell
+        open_live_dialect(setup["dialect"]).warm_up(Target.parse(setup["target"]))
+    gc.collect()
+    gc.freeze()  # what is shared stays shared
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 2)
+        if not message:
+            return
+        if descriptors:
+            wire, log = descriptors
+            child = os.fork()
+            if not child:
+                control.close()
+                os.setpgid(0, 0)
+                for out in (1, 2):
+                    os.dup2(log, out)
+                os.close(log)
+                main(wire)
+                return
+            with contextlib.suppress(OSError):  # here as well: whoever is told of it may kill its group at once
+                os.setpgid(child, child)
+            os.close(wire)
+            os.close(log)
+            control.send(b"%d" % child)
+        else:
+            ended, status = os.waitpid(int(message), os.WNOHANG)
+            control.send(b"%d" % os.waitstatus_to_exitcode(status) if ended else RUNNING)
+
+
+def _few_threads() -> None:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's pool would take threads, and memory, from what is measured
+
+
 def main(fd: int) -> None:
     """Serve the jobs that come through the socket ``fd``; every message is JSON. The first one is the set-up."""
     threading.Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
@@ -51,7 +97,7 @@ def main(fd: int) -> None:
     setup = orjson.loads(wire.recv_bytes())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"], setup["memory_bytes"]))
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's pool would take threads, and memory, from what is measured
+    _few_threads()
     target = Target.parse(setup["target"])
     dialect = open_live_dialect(setup["dialect"])
     dialect.warm_up(target)

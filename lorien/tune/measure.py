@@ -32,8 +32,9 @@ from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
+from lorien.tune.nursery import Forked, Nursery
 
-_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from lorien.tune._child import main; main(int(sys.argv[1]))"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:-1]; from lorien.tune._child import {0}; {0}(int(sys.argv[-1]))"
 _START_TIMEOUT_S = 120.0
 _EXIT_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 500
@@ -102,16 +103,19 @@ class Measurer:
     def __init__(
         self, dialect: str, target: Target, config: MeasureConfig | None = None, tracker: Tracker | None = None
     ) -> None:
-        open_live_dialect(dialect)
+        forkable = getattr(open_live_dialect(dialect), "forkable", False) and sys.platform == "linux"
         self._farm = Farm(tracker, dialect) if tracker is not None else None
         runners = len(self._farm.devices) if self._farm is not None else 1
         self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
-        setup = {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
+        self._setup = orjson.dumps(
+            {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
+        )
+        self._nursery = self._new_nursery() if forkable else None
         self._children = [
-            _Child(orjson.dumps(setup), Path(self._folder.name, f"child{index}.log"))
+            _Child(self._setup, Path(self._folder.name, f"child{index}.log"), self._launch)
             for index in range(runners + self._config.builders)
         ]
         self._runners, self._builders = self._children[:runners], self._children[runners:]
@@ -279,13 +283,36 @@ class Measurer:
                     else:
                         yield index, result, child.spent_s
 
+    def _new_nursery(self) -> Nursery:
+        return Nursery(_command("prepare"), self._setup, Path(self._folder.name, "nursery.log"))
+
+    def _launch(self, wire: int, log: int) -> subprocess.Popen[bytes] | Forked:
+        """Start a process that serves the jobs of the socket ``wire``."""
+        if self._nursery is not None:
+            if self._nursery.gone:
+                self._nursery.close()
+                self._nursery = self._new_nursery()
+            return self._nursery.fork(wire, log)
+        return subprocess.Popen(  # noqa: S603
+            [*_command("main"), str(wire)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[wire],
+            start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
+        )
+
     def _kill(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel()
         for child in self._children:
             child.kill()
 
     def close(self) -> None:
         """End the children."""
         self._kill()
+        if self._nursery is not None:
+            self._nursery.close()
         self._folder.cleanup()
 
     def __enter__(self) -> Measurer:
@@ -297,12 +324,18 @@ class Measurer:
         self.close()
 
 
+def _command(entry: str) -> list[str]:
+    """What starts a process in ``lorien.tune._child``; the number of its socket follows."""
+    return [sys.executable, "-c", _BOOT.format(entry), *sys.path]
+
+
 class _Child:
     """One child process: dead (``died``: not by our hand); warming up; idle; or busy with a job."""
 
-    def __init__(self, setup: bytes, log: Path) -> None:
+    def __init__(self, setup: bytes, log: Path, launch: Callable[[int, int], subprocess.Popen[bytes] | Forked]) -> None:
         self._setup = setup
         self._log = log
+        self._launch = launch
         self._false_starts = 0
         self.start()
 
@@ -310,14 +343,7 @@ class _Child:
         """Start a process and let it warm up."""
         self.wire, theirs = Pipe()
         with theirs, self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), *sys.path],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
-            )
+            self._process = self._launch(theirs.fileno(), log.fileno())
         self.dead = self.died = self.broke = False
         self.device = self.lost = ""
         self.jobs = 0
@@ -395,7 +421,7 @@ class _Child:
             self._process.wait(_EXIT_TIMEOUT_S)
         self.kill()
         self.died = self.broke = True
-        code = self._process.returncode
+        code = self._process.wait()
         said = self._log.read_bytes()[self._said_before :][-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
         if code == -signal.SIGKILL:
             return Measurement(Outcome.OUT_OF_MEMORY, detail=f"killed, as the kernel does for want of memory. {said}")

@@ -30,15 +30,27 @@ def _stub_dialect(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
+@pytest.fixture(params=["misbehaving", "forked"])
+def dialect(request):
+    """Children that are started, and children that are forks of one that was."""
+    return request.param
+
+
 @pytest.fixture
-def measurer():
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=2)) as measurer:
+def measurer(dialect):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=2)) as measurer:
         yield measurer
 
 
-def children() -> list[psutil.Process]:
-    """Measuring children of this process, and none of the servers of other tests."""
+def processes() -> list[psutil.Process]:
+    """Of this one's, those that measure and those that are forked; none of the servers of other tests."""
     return [child for child in psutil.Process().children(recursive=True) if "lorien.tune._child" in command(child)]
+
+
+def children() -> list[psutil.Process]:
+    """Those that measure."""
+    mine = psutil.Process().pid
+    return [one for one in processes() if one.ppid() != mine or "_child import prepare" not in command(one)]
 
 
 def command(process: psutil.Process) -> str:
@@ -76,21 +88,21 @@ def test_whatever_a_candidate_does_is_its_measurement_and_leaves_its_neighbours_
         assert result.latencies_s == ((0.06, 0.06, 0.06) if result.ok else ())
 
 
-def test_what_hangs_is_killed():
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=1, build_timeout_s=0.5, run_timeout_s=0.5)) as measurer:
+def test_what_hangs_is_killed(dialect):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=1, build_timeout_s=0.5, run_timeout_s=0.5)) as measurer:
         results = measurer.measure(WORKLOAD, [Candidate({"build": "hang"}), FINE, Candidate({"run": "hang"}), FINE])
     assert [r.outcome for r in results] == [Outcome.BUILD_TIMEOUT, Outcome.OK, Outcome.RUN_TIMEOUT, Outcome.OK]
     assert results[0].detail == "killed after 0.5 s"
 
 
-def test_what_takes_all_memory_is_stopped_at_the_limit():
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=1, memory_bytes=512 << 20)) as measurer:
+def test_what_takes_all_memory_is_stopped_at_the_limit(dialect):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=1, memory_bytes=512 << 20)) as measurer:
         found = outcomes(measurer, {"build": "allocate"}, {}, {"run": "allocate"}, {})
     assert found == [Outcome.OUT_OF_MEMORY, Outcome.OK, Outcome.OUT_OF_MEMORY, Outcome.OK]
 
 
-def test_a_compiler_that_a_build_started_dies_with_it(tmp_path):
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=1, build_timeout_s=2)) as measurer:
+def test_a_compiler_that_a_build_started_dies_with_it(dialect, tmp_path):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=1, build_timeout_s=2)) as measurer:
         assert outcomes(measurer, {"build": "hang in a compiler"}) == [Outcome.BUILD_TIMEOUT]
         assert_gone([int((tmp_path / "scratch").read_text())])
 
@@ -135,8 +147,8 @@ def test_no_candidates_no_measurements(measurer):
     assert measurer.measure(WORKLOAD, []) == []
 
 
-def test_outputs_are_checked_against_the_default_schedule():
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=2, check=True)) as measurer:
+def test_outputs_are_checked_against_the_default_schedule(dialect):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=2, check=True)) as measurer:
         results = measurer.measure(WORKLOAD, [FINE, Candidate({"run": "wrong"}), Candidate(None)])
         assert [result.outcome for result in results] == [Outcome.OK, Outcome.WRONG_RESULT, Outcome.OK]
         assert results[1].detail == "tensor 1 is off by 1 where the default schedule's largest value is 1"
@@ -146,19 +158,38 @@ def test_outputs_are_checked_against_the_default_schedule():
 
 
 @pytest.mark.parametrize("state", ["warming up", "idle"])
-def test_a_child_that_died_without_a_job_is_replaced(measurer, state):
+@pytest.mark.parametrize("which", [children, processes])
+def test_a_child_that_died_without_a_job_is_replaced(measurer, state, which):
     if state == "idle":
         assert outcomes(measurer, {}) == [Outcome.OK]
-    for child in children():
+    for child in which():
         child.kill()
-        wait_for_end([child])
+        if child.ppid() == psutil.Process().pid:
+            wait_for_end([child])
     assert outcomes(measurer, {}, {}) == [Outcome.OK, Outcome.OK]
 
 
-def test_children_are_warm_and_kept_until_they_have_done_their_jobs():
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=1, jobs_per_child=3)) as measurer:
+def test_children_outlive_the_one_they_were_forked_from_and_end_when_they_should():
+    with Measurer("forked", TARGET, MeasureConfig(builders=2)) as measurer:
+        assert outcomes(measurer, {}, {}) == [Outcome.OK] * 2
+        (first,) = [one for one in processes() if one.ppid() == psutil.Process().pid]
+        orphans = children()
+        first.kill()
+        wait_for_end([first])
+        assert outcomes(measurer, {}, {}) == [Outcome.OK] * 2
+        *crashed, fine = outcomes(measurer, {"build": "segfault"}, {"run": "segfault"}, {})
+        assert fine is Outcome.OK
+        assert {*crashed} <= {Outcome.CRASH, Outcome.OUT_OF_MEMORY}  # how an orphan ended, nobody can tell
+        orphans += children()
+    wait_for_end(orphans)
+
+
+def test_children_are_warm_and_kept_until_they_have_done_their_jobs(dialect):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=1, jobs_per_child=3)) as measurer:
+        assert outcomes(measurer, {}) == [Outcome.OK]
         before = {child.pid for child in children()}
-        assert outcomes(measurer, {}, {}, {}) == [Outcome.OK] * 3
+        assert len(before) == 2
+        assert outcomes(measurer, {}, {}) == [Outcome.OK] * 2
         assert {child.pid for child in children()} == before
         assert outcomes(measurer, {}) == [Outcome.OK]
         assert before.isdisjoint(child.pid for child in children())
@@ -174,10 +205,10 @@ def test_threads_take_turns(measurer):
     assert found == [[Outcome.OK] * 3] * 4
 
 
-def test_nothing_is_left_behind(tmp_path):
-    with Measurer("misbehaving", TARGET, MeasureConfig(builders=2)) as measurer:
+def test_nothing_is_left_behind(dialect, tmp_path):
+    with Measurer(dialect, TARGET, MeasureConfig(builders=2)) as measurer:
         outcomes(measurer, {}, {"run": "segfault"})
-        pids = [child.pid for child in children()]
+        pids = [child.pid for child in processes()]
     assert_gone(pids)
     assert list(tmp_path.iterdir()) == []
 
@@ -202,13 +233,13 @@ def test_an_interrupt_ends_the_children_and_the_measurer_can_go_on(measurer):
         (signal.SIGINT, {"run": "hang"}),
     ],
 )
-def test_children_do_not_outlive_their_parent(end, schedule):
+def test_children_do_not_outlive_their_parent(dialect, end, schedule):
     # As users write scripts: without a guard around the main code, which multiprocessing would ask for.
     script = f"""
 import sys
 sys.path.insert(0, {str(STUB)!r})
 from lorien.tune.measure import *
-with Measurer("misbehaving", Target.parse("llvm"), MeasureConfig(builders=1)) as measurer:
+with Measurer({dialect!r}, Target.parse("llvm"), MeasureConfig(builders=1)) as measurer:
     failed = lambda index, result: print("measuring", flush=True)
     candidates = [Candidate({{"build": "raise"}}), Candidate({schedule})]
     measurer.measure(Workload("misbehaving", "stub", []), candidates, failed)
@@ -218,15 +249,15 @@ with Measurer("misbehaving", Target.parse("llvm"), MeasureConfig(builders=1)) as
     ) as parent:
         assert parent.stdout.readline() == "measuring\n"
         orphans = psutil.Process(parent.pid).children(recursive=True)
-        assert len(orphans) == 2
+        assert len(orphans) == (3 if dialect == "forked" else 2)
         parent.send_signal(end)
         parent.wait(WAIT_S)
     wait_for_end(orphans)
 
 
-def test_a_child_that_cannot_start_is_an_error_with_its_last_words():
+def test_a_child_that_cannot_start_is_an_error_with_its_last_words(dialect):
     with (
-        Measurer("misbehaving", Target.parse("cuda -arch=sm_86")) as measurer,
+        Measurer(dialect, Target.parse("cuda -arch=sm_86")) as measurer,
         pytest.raises(LorienError, match="did not start: RuntimeError: no such device"),
     ):
         measurer.measure(WORKLOAD, [FINE])

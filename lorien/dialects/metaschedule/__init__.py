@@ -22,6 +22,7 @@ class MetaScheduleDialect:
     """MetaSchedule of TVM 0.27: a ``ModelDialect`` and a ``RemoteDialect``. A log is a folder of ``JSONDatabase``."""
 
     name = DIALECT
+    forkable = True  # to load TVM starts no thread and touches no device
     shard_bytes = 64 << 10  # replaying traces takes 10 ms a record, and 64 KiB of gzip hold some 600 of them
 
     def find(self, path: Path) -> Iterator[Path]:

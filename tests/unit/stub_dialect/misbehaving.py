@@ -38,6 +38,10 @@ class MisbehavingDialect(LiveDialect):
         return [np.arange(4, dtype="int8"), np.full(4, 2.0 if what == "wrong" else 1.0, "float32")]
 
 
+class ForkedDialect(MisbehavingDialect):
+    forkable = True
+
+
 def misbehave(how):
     if how == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
