@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ def fit_ensemble(
         families.get(name, name): [model | _AS_THEY_ARE.get(name, {}) for model in models]
         for name, models in preset.hyperparameters.items()
     }
-    with _quiet():
+    with _quiet(), _little_garbage():
         predictor = TabularPredictor(
             label="label",
             problem_type="regression",
@@ -183,6 +184,17 @@ def library_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """AutoGluon collects garbage after each model it fits: what is there already is left out of it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _list_packages_once() -> None:
