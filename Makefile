@@ -51,7 +51,7 @@ demo: .venv/demo.stamp
 
 # Two files at a time: much of the time is waiting, for servers, leases and deadlines.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

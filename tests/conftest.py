@@ -11,6 +11,26 @@ import pytest
 import servers
 
 AutoTvmLine = Callable[..., str]
+LONG = (
+    "test_docs",
+    "test_batch",
+    "test_fleet",
+    "test_main_job",
+    "test_models",
+    "test_farm",
+    "test_cli",
+    "test_serve",
+    "test_tune_metaschedule",
+    "test_remote_session",
+    "test_notebooks",
+    "test_database",
+    "test_report_pages",
+)
+"""Files that take a minute, longest first: begun last, they would keep one of two processes busy and the other idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def autotvm_line(
