@@ -158,7 +158,9 @@ def test_outputs_are_checked_against_the_default_schedule(dialect):
 
 
 @pytest.mark.parametrize("state", ["warming up", "idle"])
-@pytest.mark.parametrize("which", [children, processes])
+@pytest.mark.parametrize(
+    ("dialect", "which"), [("misbehaving", children), ("forked", children), ("forked", processes)], indirect=["dialect"]
+)
 def test_a_child_that_died_without_a_job_is_replaced(measurer, state, which):
     if state == "idle":
         assert outcomes(measurer, {}) == [Outcome.OK]
