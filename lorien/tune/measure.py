@@ -32,7 +32,7 @@ from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
-from lorien.tune.nursery import Forked, Nursery
+from lorien.tune.nursery import Forked, Nursery, spawn
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:-1]; from lorien.tune._child import {0}; {0}(int(sys.argv[-1]))"
 _START_TIMEOUT_S = 120.0
@@ -293,14 +293,7 @@ class Measurer:
                 self._nursery.close()
                 self._nursery = self._new_nursery()
             return self._nursery.fork(wire, log)
-        return subprocess.Popen(  # noqa: S603
-            [*_command("main"), str(wire)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[wire],
-            start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
-        )
+        return spawn(_command("main"), wire, log)
 
     def _kill(self) -> None:
         if self._nursery is not None:

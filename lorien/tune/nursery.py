@@ -20,6 +20,18 @@ MESSAGE_BYTES = 1 << 16
 _POLL_S = 0.001
 
 
+def spawn(command: Sequence[str], wire: int, log: int) -> subprocess.Popen[bytes]:
+    """Start a command, with the number of the socket ``wire`` as its last argument; what it says goes to ``log``."""
+    return subprocess.Popen(  # noqa: S603
+        [*command, str(wire)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=[wire],
+        start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
+    )
+
+
 class Nursery:
     """The process that is forked. It ends with this one, however that comes.
 
@@ -36,14 +48,7 @@ class Nursery:
     def __init__(self, command: Sequence[str], setup: bytes, log: Path) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("wb") as out:
-            self._process = subprocess.Popen(  # noqa: S603
-                [*command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # an interrupt in the terminal is for the parent
-            )
+            self._process = spawn(command, theirs.fileno(), out.fileno())
         self._control.send(setup)
         self._lock = threading.Lock()
         self._unborn: deque[Forked] = deque()
@@ -65,22 +70,22 @@ class Nursery:
                 self._bury()
         return child
 
-    def code(self, child: Forked) -> int | None:
-        """The exit code of a child; None as long as it lives."""
+    def look_after(self, child: Forked) -> None:
+        """Find out whether a child has ended, and how."""
         with self._lock:
             try:
                 while self._unborn:
                     born = self._receive()
                     self._unborn.popleft().pid = int(born)
                     self._births += 1
-                if not child.pid:
-                    return child.returncode
-                self._control.send(b"%d" % child.pid)
-                answer = self._receive()
+                if child.returncode is None:  # once it is told, there is no such child any more
+                    self._control.send(b"%d" % child.pid)
+                    answer = self._receive()
+                    child.returncode = None if answer == RUNNING else int(answer)
             except OSError:
                 self._bury()
-                return None if _alive(child.pid) else child.returncode or -signal.SIGKILL
-        return None if answer == RUNNING else int(answer)
+                if child.returncode is None and not _alive(child.pid):
+                    child.returncode = -signal.SIGKILL
 
     def cancel(self) -> None:
         """End it where it has no child yet: nobody waits for the framework any more."""
@@ -90,9 +95,9 @@ class Nursery:
 
     def close(self) -> None:
         """End it; its children are to be ended before."""
-        self._process.kill()
-        self._process.wait()
-        self._control.close()
+        with self._lock:
+            self._bury()
+            self._control.close()
 
     def _receive(self) -> bytes:
         message = self._control.recv(MESSAGE_BYTES)
@@ -119,7 +124,7 @@ class Forked:
     def poll(self) -> int | None:
         """The exit code; None as long as it lives."""
         if self.returncode is None:
-            self.returncode = self._nursery.code(self)
+            self._nursery.look_after(self)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -138,4 +143,4 @@ def _alive(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return pid > 0 and state != "Z"
+    return state != "Z"

@@ -45,12 +45,13 @@ function plot(place, spec) {
 // What is typed is used at once; nothing is sent.
 for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
 
+// When there is nothing else to do: what is typed or pressed meanwhile goes first. Not every browser can tell.
+const idle = window.requestIdleCallback || ((work) => setTimeout(work));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     seen.unobserve(entry.target);
-    // When there is nothing else to do: what is typed or pressed meanwhile goes first.
-    requestIdleCallback(() => plot(entry.target, data.charts[entry.target.dataset.chart]), { timeout: 2000 });
+    idle(() => plot(entry.target, data.charts[entry.target.dataset.chart]), { timeout: 2000 });
   }
 }, { rootMargin: "200px" });
 for (const place of document.querySelectorAll("[data-chart]")) seen.observe(place);

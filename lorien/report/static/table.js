@@ -7,7 +7,7 @@
   const columns = data.columns;
   const total = columns.name.length;
   const text = new Array(total);  // of a row, once it is looked for
-  const words_of = (row) => text[row] ??= [columns.name[row], columns.key[row],
+  const wordsOf = (row) => text[row] ??= [columns.name[row], columns.key[row],
     ...columns.networks[row].map((network) => data.networks[network])].join(" ").toLowerCase();
   let shown = Int32Array.from({ length: total }, (_, row) => row);
   let page = 0, sorted = null, ascending = false, chosen = -1, steps = null;
@@ -49,7 +49,7 @@
       if (only === "failed" && !columns.failed[row]) continue;
       if (only === "none" && columns.best[row] !== null) continue;
       if (only === "schedule" && !(row in data.schedules)) continue;
-      if (words.every((word) => words_of(row).includes(word))) rows.push(row);
+      if (words.every((word) => wordsOf(row).includes(word))) rows.push(row);
     }
     shown = Int32Array.from(rows);
     page = 0;
