@@ -142,6 +142,16 @@ def test_the_table_sorts_filters_and_shows_a_schedule_by_mouse_and_keyboard(chro
         assert seen.complaints == []
 
 
+def test_plots_are_drawn_by_browsers_that_do_not_tell_when_they_are_idle(chromium: Browser, large: Path) -> None:
+    window = chromium.new_context()
+    page = window.new_page()
+    page.add_init_script("delete window.requestIdleCallback")
+    page.goto(large.as_uri())
+    assert page.evaluate("window.requestIdleCallback === undefined")
+    page.wait_for_selector("[data-chart] svg")
+    window.close()
+
+
 def colours(page: Page) -> int:
     """Distinct colours of a screenshot, counted by the browser."""
     url = "data:image/png;base64," + base64.b64encode(page.screenshot()).decode()
