@@ -159,7 +159,9 @@ def fit_ensemble(
                 # Features are float32, with NaN where one does not apply: boosters take them as they are.
                 feature_generator=IdentityFeatureGenerator(),
                 # Inside its own boosters AutoGluon keeps labels as float32, in which no workload fits.
-                ag_args_fit={"drop_unique": False, "stopping_metric": "root_mean_squared_error"},
+                ag_args_fit={"drop_unique": False, "stopping_metric": "root_mean_squared_error"}
+                # Before each of dozens of boosters AutoGluon asks how much memory it will take.
+                | ({"max_memory_usage_ratio": None} if len(features) < PARALLEL_ROWS else {}),
                 ag_args_ensemble={"fold_fitting_strategy": "sequential_local"},
                 num_bag_folds=len(np.unique(fold)),
                 num_bag_sets=1,

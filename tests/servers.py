@@ -29,6 +29,10 @@ READY_WITHIN_S = 60.0
 FORGIVING = (
     'process.on("uncaughtException", e => { if (e.code !== "ECONNRESET") { console.error(e); process.exit(1) } })'
 )
+# Amazon's own has a licence to accept: it takes part when DYNAMODB_LOCAL names the folder of DynamoDBLocal.jar.
+DATABASES = ("sqlite", "dynalite", "moto", *(["dynamodb_local"] if "DYNAMODB_LOCAL" in os.environ else ()))
+RACED = pytest.mark.parametrize("url", [name for name in DATABASES if name != "moto"], indirect=True)
+"""For hundreds of requests at once: moto, a model of DynamoDB in Python, would show no more than that it is slow."""
 ACCESS_KEY, SECRET_KEY = "LORIENTEST", "no-secret"  # DynamoDB Local wants letters and digits
 BUCKET = "tests"
 ENVIRONMENT = {

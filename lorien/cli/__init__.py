@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Nothing here multiplies matrices worth a thread for each core, and all of these threads spin when numpy starts.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def main() -> None:
     """Entry point of ``lorien``."""

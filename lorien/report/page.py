@@ -6,8 +6,10 @@ import base64
 import hashlib
 import math
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -15,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorien import __version__
+from lorien.files import atomic_file
 from lorien.records import Json
 from lorien.report import charts
 from lorien.report.rows import rows_of
@@ -103,10 +106,22 @@ def _static(name: str) -> str:
 
 @cache
 def _vega() -> str:
-    """The plotting library in one script, made once a process."""
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    """The plotting library in one script. Bundling takes seconds: it stays in ``~/.cache/lorien``, by its checksum."""
+    kept = Path("~/.cache/lorien").expanduser()
+
+    def named(content: bytes) -> Path:
+        return kept / f"vega-{vl_convert.__version__}-{hashlib.sha256(content).hexdigest()}.js"
+
+    for path in kept.glob(f"vega-{vl_convert.__version__}-*.js"):
+        if path == named(content := path.read_bytes()):
+            return content.decode()
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # A scope of its own: it declares names of one letter.
-    return "(() => {" + script.replace("</script", r"<\/script") + "})();"
+    script = "(() => {" + bundle.replace("</script", r"<\/script") + "})();"
+    # A cache that cannot be written costs time, no more.
+    with suppress(OSError), atomic_file(named(script.encode())) as path:
+        path.write_bytes(script.encode())
+    return script
 
 
 def _hash(text: str) -> str:

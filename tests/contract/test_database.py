@@ -18,6 +18,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import DATABASES, RACED
 
 from lorien.database import open_database
 from lorien.database.base import MAX_ITEM_BYTES, ScheduleDatabase, merge, new_items
@@ -26,8 +27,6 @@ from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
-# Amazon's own has a licence to accept: it takes part when DYNAMODB_LOCAL names the folder of DynamoDBLocal.jar.
-BACKENDS = ("sqlite", "dynalite", "moto", *(["dynamodb_local"] if "DYNAMODB_LOCAL" in os.environ else ()))
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORK = multiprocessing.get_context("fork")
 TARGET = Target.parse("cuda -arch=sm_86")
@@ -55,7 +54,7 @@ def made(
     return TuningRecord(operator, target, schedule, measurement, build, network, variant=variant)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that is not there yet."""
     if request.param == "sqlite":
@@ -306,6 +305,7 @@ def _expected(workload: int, count: int) -> list[tuple[str, float | None]]:
     return [(key, latency_s) for latency_s, key in ranked[:5]]
 
 
+@RACED
 def test_eight_processes_leave_exactly_the_best(url: str) -> None:
     # The file does not exist yet: they race for making it, too.
     writers = [FORK.Process(target=_write, args=(url, worker, 30)) for worker in range(8)]
@@ -319,6 +319,7 @@ def test_eight_processes_leave_exactly_the_best(url: str) -> None:
             assert kept(database, workload) == _expected(workload, 30)
 
 
+@RACED
 def test_threads_share_a_database(url: str) -> None:
     with open_database(url, create=True, n_best=5) as database:
 
@@ -359,6 +360,7 @@ def _write_and_tell(url: str, worker: int, told: int) -> None:
             os.write(told, bytes([worker]))
 
 
+@RACED
 def test_kill_9_loses_no_acknowledged_record(url: str) -> None:
     read, write = os.pipe()
     writers = [FORK.Process(target=_write_and_tell, args=(url, worker, write)) for worker in range(3)]

@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from servers import DATABASES, RACED
 
 from lorien.database import open_database
 from lorien.database.base import MAX_ITEM_BYTES
@@ -24,7 +25,6 @@ from lorien.errors import BadInput, LeaseLost
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
-BACKENDS = ("sqlite", "dynalite", "moto", *(["dynamodb_local"] if "DYNAMODB_LOCAL" in os.environ else ()))
 FORK = multiprocessing.get_context("fork")
 TARGET, OTHER = Target.parse("cuda -arch=sm_86"), Target.parse("llvm -mcpu=znver4")
 RUN = Run("nightly", 1.7e9, {"trials": 16}, (TARGET.key,), lease_s=60.0, max_tries=3)
@@ -37,7 +37,7 @@ def made(number: int, target: Target = TARGET, pad: int = 0) -> Job:
     return Job(number, target, (Workload("autotvm", f"dense{number}", ["dense", number], "x" * pad),))
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/best.db"
@@ -228,6 +228,7 @@ def _take_all(url: str, worker: str, told: int) -> None:
             os.write(told, f"{state.number}\n".encode())
 
 
+@RACED
 def test_eight_workers_do_each_job_once(url: str, table: JobTable) -> None:
     queue_of(table, 60)
     read, write = os.pipe()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import closing
 
 import boto3
 import orjson
@@ -75,13 +76,13 @@ def workload(size):
 
 def wait_for(what, db, driver):
     until_s = time.monotonic() + GIVE_UP_S
-    while time.monotonic() < until_s:
-        assert driver.poll() is None, driver.communicate()
-        with open_jobs(db, create=False) as table:
+    with open_jobs(db, create=False) as table:
+        while time.monotonic() < until_s:
+            assert driver.poll() is None, driver.communicate()
             states = list(table.states("r")) if table.run("r") is not None else []
-        if found := [state for state in states if what(state)]:
-            return found[0]
-        time.sleep(0.1)
+            if found := [state for state in states if what(state)]:
+                return found[0]
+            time.sleep(0.1)
     raise AssertionError(states)
 
 
@@ -93,16 +94,21 @@ def pid_of(state):
     return int(state.worker.rsplit(":", 2)[1])
 
 
-def batch_states(aws, queue_url):
-    client = boto3.client("batch", endpoint_url=aws("batch"))
+def wait_for_batch(what, aws, queue_url):
+    """Wait until something is true of the jobs of a queue, by their names."""
     name = queue_url.removeprefix("batch://").partition("?")[0]
-    jobs = [
-        job
-        for status in ("RUNNING", "SUCCEEDED", "FAILED")
-        for job in client.list_jobs(jobQueue=name, jobStatus=status)["jobSummaryList"]
-    ]
-    client.close()
-    return {job["jobId"]: job for job in jobs}
+    until_s = time.monotonic() + GIVE_UP_S
+    with closing(boto3.client("batch", endpoint_url=aws("batch"))) as client:
+        while True:
+            jobs = {
+                job["jobId"]: job
+                for status in ("RUNNING", "SUCCEEDED", "FAILED")
+                for job in client.list_jobs(jobQueue=name, jobStatus=status)["jobSummaryList"]
+            }
+            if what(jobs):
+                return jobs
+            assert time.monotonic() < until_s, jobs
+            time.sleep(0.1)
 
 
 def check(logs):
@@ -144,11 +150,8 @@ def test_workers_that_die_and_hang_lose_nothing(command, aws, queue):
     assert json.loads(output)["jobs"] == {"done": len(SIZES)}
     assert "its lease has lapsed" in errors
     name = hung.worker.rsplit(":", 2)[0]
-    until_s = time.monotonic() + GIVE_UP_S
     # A stopped process ends when Batch kills it, seconds after it was asked: the run may be over by then.
-    while (ended := batch_states(aws, queue).get(name, {})).get("status") != "FAILED":
-        assert time.monotonic() < until_s, ended
-        time.sleep(0.1)
+    ended = wait_for_batch(lambda jobs: jobs.get(name, {}).get("status") == "FAILED", aws, queue)[name]
     assert ended["statusReason"] == "lorien: its lease has lapsed"
     check(logs)
 
@@ -165,10 +168,7 @@ def test_an_interrupt_ends_the_workers_and_the_next_run_goes_on(command, aws, qu
     assert driver.returncode == 130, errors
     answer = json.loads(output)
     assert answer["interrupted"]
-    until_s = time.monotonic() + GIVE_UP_S
-    while any(job["status"] == "RUNNING" for job in batch_states(aws, queue).values()):
-        assert time.monotonic() < until_s
-        time.sleep(0.1)
+    wait_for_batch(lambda jobs: all(job["status"] != "RUNNING" for job in jobs.values()), aws, queue)
     kept = copied(logs)
     store = open_logs(logs)
     for log in store.list():  # of jobs that were done by then

@@ -173,8 +173,8 @@ def served(command: list[str], folder: Path) -> Iterator[str]:
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of somebody who followed README."""
     folder = tmp_path_factory.mktemp("readme")
-    sample.cut_short(folder / "datasets" / "metaschedule", TUNED, records=16)
-    networks.convolutions(folder / "model.onnx")
+    sample.cut_short(folder / "datasets" / "metaschedule", TUNED, records=12)
+    networks.convolutions(folder / "model.onnx", channels=4, size=8)  # a large one takes long to build
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Reader(folder).read(ROOT / "README.md")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample
 
 from lorien.cli.workloads import read_workloads
 from lorien.database import open_database
@@ -20,7 +21,6 @@ from lorien.records import Candidate, Measurement, Outcome, TuningRecord
 from lorien.serve.client import Client
 
 BIN = Path(sys.executable).parent
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2"
 
 
 def result(*arguments: str | Path, program: str = "lorien") -> dict[str, Any]:
@@ -35,7 +35,8 @@ def result(*arguments: str | Path, program: str = "lorien") -> dict[str, Any]:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Logs of one small real network, its features, and a model of them."""
     folder = tmp_path_factory.mktemp("job")
-    result("ingest", SAMPLE / "bvlc_alexnet", "--dialect", "metaschedule", "--logs", folder / "logs")
+    sample.cut_short(folder / "given", {"bvlc_alexnet": 13}, records=16)
+    result("ingest", folder / "given", "--dialect", "metaschedule", "--logs", folder / "logs")
     result("featurize", folder / "logs", "-o", folder / "features")
     result(folder / "features", "-o", folder / "models", "--time-limit", "60", program="lorien-train")
     conv_model(folder / "net.onnx")
@@ -65,7 +66,7 @@ def conv_model(path: Path) -> None:
 
 
 def test_an_unseen_workload_gets_a_verified_schedule_and_then_a_database_hit(job: Path, tmp_path: Path) -> None:
-    rank = ["rank", job / "workloads.jsonl", "--models", job / "models", "--top-k", "4", "--search-s", "6"]
+    rank = ["rank", job / "workloads.jsonl", "--models", job / "models", "--top-k", "4", "--search-s", "3"]
     rank += ["--verify", "--db", f"sqlite:///{tmp_path / 's.db'}"]
     (answer,) = result(*rank)["workloads"]
     assert answer["source"] == "ranked"
@@ -132,7 +133,7 @@ def test_the_model_drafts_by_what_is_known_before_lowering(job: Path) -> None:
 
 
 def test_ranked_without_a_device(job: Path) -> None:
-    (answer,) = result("rank", job / "workloads.jsonl", "--models", job / "models", "--search-s", "3")["workloads"]
+    (answer,) = result("rank", job / "workloads.jsonl", "--models", job / "models", "--search-s", "1")["workloads"]
     assert (answer["source"], answer["note"]) == ("ranked", "not verified")
     assert answer["best_latency_s"] is None
     assert answer["top_k"][0]["error"] is None
@@ -199,7 +200,7 @@ def test_the_service_delivers_what_it_ranked_and_verified(job: Path, tmp_path: P
 
 def test_a_model_is_built_with_schedules_ranked_now_and_then_from_the_database(job: Path, tmp_path: Path) -> None:
     build = ["build", job / "net.onnx", "--db", tmp_path / "s.db", "--models", job / "models", "--run"]
-    first = result(*build, "--budget", "8", "-o", tmp_path / "first")
+    first = result(*build, "--budget", "6", "-o", tmp_path / "first")
     (ranked,) = first["workloads"]
     assert (ranked["source"], ranked["why"]) == ("ranked", "not in the database")
     assert first["latency_s"] < first["default_latency_s"]

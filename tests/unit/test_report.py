@@ -24,6 +24,7 @@ from lorien.logs import open_logs
 from lorien.logs.base import info_of, read_sidecar
 from lorien.logs.ingest import publish
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
+from lorien.report import page
 from lorien.report.peak import Peak, measured_peak, read_peaks
 from lorien.report.rows import rows_of
 from lorien.report.sources import Kind, Report, gather, low_peaks, source_of
@@ -297,3 +298,28 @@ def test_a_run_of_jobs_is_reported_with_what_is_published_and_what_is_at_work(tm
     assert gathered("nightly", db=url).problems == [
         "run nightly: its trials are in its log store. Fix: --logs URL shows them too"
     ]
+
+
+def test_the_plotting_library_is_bundled_once_and_a_damaged_copy_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = []
+
+    def bundle(snippet: str) -> str:
+        bundled.append(snippet)
+        return "let a = '</script>';"
+
+    monkeypatch.setattr(page.vl_convert, "javascript_bundle", bundle)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = page._vega.__wrapped__()
+    assert "</script" not in script
+    assert page._vega.__wrapped__() == script
+    assert len(bundled) == 1
+    (kept,) = (tmp_path / ".cache/lorien").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert page._vega.__wrapped__() == script
+    assert len(bundled) == 2
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("where nothing can be written")
+    assert page._vega.__wrapped__() == script

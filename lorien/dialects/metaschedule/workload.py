@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import gc
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ BUILD = f"tvm {PINNED['apache-tvm']}"
 
 @lru_cache(maxsize=1)
 def require_tvm() -> None:
-    """Check that the pinned TVM is installed. Call it before the first ``import tvm`` of a process.
+    """Import the pinned TVM. Call it before the first ``import tvm`` of a process.
 
     Other pairs of the two packages import and then die with a segmentation fault, so their metadata is asked first.
 
@@ -43,6 +44,22 @@ def require_tvm() -> None:
         names = " with ".join(f"{package} {release}" for package, release in found.items())
         pins = " ".join(f"'{package}=={release}'" for package, release in PINNED.items())
         raise VersionClash(f"{names}: this pair is not known to work and may crash. Fix: pip install {pins}")
+    _import_tvm()
+
+
+def _import_tvm() -> None:
+    """In four fifths of the time: TVM lists its functions anew for each of 52 modules, and none of it is garbage."""
+    from tvm_ffi import registry
+
+    listed, collecting = registry.list_global_func_names, gc.isenabled()
+    registry.list_global_func_names = cache(listed)
+    gc.disable()
+    try:
+        import tvm  # noqa: F401
+    finally:
+        registry.list_global_func_names = listed
+        if collecting:
+            gc.enable()
 
 
 @lru_cache(maxsize=64)
