@@ -287,8 +287,8 @@ class Deliverer:
             started_s = time.monotonic()
             count = len(ranked) if deadline_s is None else BATCH
             if deadline_s is not None and by_default is not None:
-                room = (deadline_s - started_s) / self._verify_s
-                count = next((some for some in (BATCH, BATCH // 2) if some <= room), 0)
+                left, room = len(ranked) - len(measured), (deadline_s - started_s) / self._verify_s
+                count = next((some for some in (BATCH, BATCH // 2) if min(some, left) <= room), 0)
                 if not count:
                     break
             batch = [*ranked[len(measured) :][:count], *([default] if by_default is None else [])]

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,12 @@ def _static(name: str) -> str:
 @cache
 def _vega() -> str:
     """The plotting library in one script. Bundling takes seconds: it stays in ``~/.cache/lorien``, by its checksum."""
-    kept = Path("~/.cache/lorien").expanduser()
+    kept, begins = Path("~/.cache/lorien").expanduser(), f"vega-{version('vl-convert-python')}-"
 
     def named(content: bytes) -> Path:
-        return kept / f"vega-{vl_convert.__version__}-{hashlib.sha256(content).hexdigest()}.js"
+        return kept / f"{begins}{hashlib.sha256(content).hexdigest()}.js"
 
-    for path in kept.glob(f"vega-{vl_convert.__version__}-*.js"):
+    for path in kept.glob(f"{begins}*.js"):
         if path == named(content := path.read_bytes()):
             return content.decode()
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,15 @@ from lorien.dialects import open_live_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.records import Candidate, Measurement, Outcome, Workload
 from lorien.target import Target
+
+_WARM = """
+import json, os, sys
+sys.path[:] = sys.argv[3:]
+from lorien.dialects import open_live_dialect
+from lorien.target import Target
+open_live_dialect(sys.argv[1]).warm_up(Target.parse(json.loads(sys.argv[2])))
+print(len(os.listdir("/proc/self/task")))
+"""
 
 
 def extracted(dialect: str, model: str) -> tuple[Workload, Target]:
@@ -48,6 +61,21 @@ def test_a_candidate_computes_what_the_default_does(dialect: str, model: str, tm
     for result in results[1:]:
         for tensor, right in zip(result, results[0], strict=True):
             assert np.allclose(tensor, right, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_forkable_starts_no_thread(dialect: str, model: str) -> None:
+    """A fork inherits the locks of all threads, and none of the threads to open them."""
+    if not getattr(open_live_dialect(dialect), "forkable", False):
+        pytest.skip("it does not say that it is forkable")
+    _, target = extracted(dialect, model)
+    done = subprocess.run(
+        [sys.executable, "-c", _WARM, dialect, json.dumps(target.to_json()), *sys.path],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["1"]), done.stderr
 
 
 def test_a_schedule_of_another_kind_raises(dialect: str, model: str, tmp_path: Path) -> None:

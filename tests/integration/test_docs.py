@@ -33,6 +33,8 @@ from lorien.cli.workloads import read_workloads
 BIN = Path(sys.executable).parent
 TUNED = {"bvlc_alexnet": 6, "resnet50": 6}
 """Networks that the logs of these tests are of, and how many workloads of each."""
+SIZE = 8
+"""Of the model's image: what is unrolled from a large one takes seconds to build."""
 LANGUAGES = {"sh", "python", "yaml", "text", "nginx", "ini"}
 SHORT = {
     "lorien featurize": ["--processes", "1"],
@@ -150,7 +152,7 @@ class Reader:
                 "workload": workload,
                 "target": lorien.resolve_target("native"),
                 "candidates": [record.candidate for record in records],
-                "image": np.zeros((1, 3, 14, 14), np.float32),
+                "image": np.zeros((1, 3, SIZE, SIZE), np.float32),
             }
         text = block.text.replace("http://127.0.0.1:8642", self._url)
         exec(compile(text, block.where, "exec"), self._known)
@@ -174,7 +176,7 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of somebody who followed README."""
     folder = tmp_path_factory.mktemp("readme")
     sample.cut_short(folder / "datasets" / "metaschedule", TUNED, records=12)
-    networks.convolutions(folder / "model.onnx", channels=4, size=8)  # a large one takes long to build
+    networks.convolutions(folder / "model.onnx", channels=4, size=SIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Reader(folder).read(ROOT / "README.md")

@@ -34,13 +34,13 @@ class Device:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], list[int]]:
-    """The candidates of each batch, by seconds for each and the budget; the default is in the first."""
+def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """The candidates of each batch, by seconds for each, the budget and how many; the default is in the first."""
 
-    def verify(each_s: float, budget_s: float | None) -> list[int]:
+    def verify(each_s: float, budget_s: float | None, ranked: int = 8) -> list[int]:
         device: Any = Device(each_s)
         monkeypatch.setattr(delivery.time, "monotonic", lambda: device.now_s)
-        by_default, measured = Deliverer(TARGET)._verify(device, WORKLOAD, DEFAULT, RANKED, budget_s)
+        by_default, measured = Deliverer(TARGET)._verify(device, WORKLOAD, DEFAULT, RANKED[:ranked], budget_s)
         assert by_default.ok
         assert len(measured) == sum(device.batches) - 1
         assert budget_s is None or device.now_s <= max(budget_s, (1 + BATCH) * each_s)
@@ -49,7 +49,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], 
     return verify
 
 
-Batches = Callable[[float, float | None], list[int]]
+Batches = Callable[..., list[int]]
 
 
 def test_without_a_budget_all_at_once(batches: Batches) -> None:
@@ -63,6 +63,11 @@ def test_as_many_as_there_is_time_for_and_the_first_ones_in_any_case(
     batches: Batches, budget_s: float, tried: list[int]
 ) -> None:
     assert batches(1.0, budget_s) == tried
+
+
+@pytest.mark.parametrize(("ranked", "budget_s", "tried"), [(5, 5.9, [5]), (5, 6.1, [5, 1]), (7, 8.1, [5, 3])])
+def test_the_last_ones_need_no_time_for_more(batches: Batches, ranked: int, budget_s: float, tried: list[int]) -> None:
+    assert batches(1.0, budget_s, ranked) == tried
 
 
 def test_slower_than_thought_counts_at_once_and_faster_by_halves(batches: Batches) -> None:
