@@ -202,8 +202,10 @@ class LocalModelStore:
     @staticmethod
     def _stored(home: Path, model: Model, content: str, files: dict[str, str]) -> StoredModel:
         def load(name: str) -> bytes:
-            path = home / content / name
-            return path.read_bytes() if path.is_file() else b""
+            try:
+                return (home / content / name).read_bytes()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):  # replaced meanwhile, or damaged
+                return b""
 
         return StoredModel(model, f"{home}/{content}", files, load)
 

@@ -28,7 +28,7 @@ from lorien.dialects.metaschedule.workload import workload_of
 
 LORIEN = [sys.executable, "-c", "from lorien.cli import main; main()"]
 SIZES = (16, 24)
-TRIALS = 16  # enough for workers to be caught at it
+TRIALS = 10  # enough for workers to be caught at it
 GIVE_UP_S = 150.0
 
 

@@ -545,7 +545,7 @@ def test_fuzzed_from_its_own_description(shop: Shop, tmp_path: Path, known: bool
         # Valid by its description, and still of no use: a target nobody trained for, a workload that is none.
         command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--seed", "1", "--no-color"]
         fuzz = subprocess.run(
-            [*command, "--max-examples", "5", "--phases", "examples,coverage,fuzzing", "--continue-on-failure"],
+            [*command, "--max-examples", "3", "--phases", "examples,coverage,fuzzing", "--continue-on-failure"],
             cwd=tmp_path, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert fuzz.returncode == 0, fuzz.stdout
