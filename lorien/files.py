@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -62,6 +62,17 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where a user keeps what can be made or fetched again. It need not exist."""
+    return Path("~/.cache/lorien").expanduser()
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache. One that cannot be written costs time, no more."""
+    with suppress(OSError), atomic_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def sha256_of(path: Path) -> str:

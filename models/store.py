@@ -19,7 +19,7 @@ import orjson
 
 from lorien.errors import ChecksumMismatch, SchemaMismatch, StoreUnavailable, UnsupportedOperation
 from lorien.featurize.schema import Column, FeatureSet
-from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, sha256_of
+from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, cache_folder, keep, sha256_of
 from lorien.records import Json, canonical_json
 from lorien.s3 import S3Folder
 
@@ -254,16 +254,14 @@ class S3ModelStore:
 
     def _stored(self, home: str, model: Model, content: str, files: dict[str, str]) -> StoredModel:
         def load(name: str) -> bytes:
-            cached = Path("~/.cache/lorien").expanduser() / files.get(name, "")
+            cached = cache_folder() / files.get(name, "")
             if cached.is_file() and sha256_of(cached) == cached.name:
                 return cached.read_bytes()
             found = self._s3.read(f"{home}/{content}/{name}")
             if found is None:
                 return b""
             if hashlib.sha256(found.content).hexdigest() == cached.name:
-                # A cache that cannot be written costs time, no more.
-                with suppress(OSError), atomic_file(cached) as path:
-                    path.write_bytes(found.content)
+                keep(cached, found.content)
             return found.content
 
         return StoredModel(model, f"{self._s3.url}/{home}/{content}", files, load)

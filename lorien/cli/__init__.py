@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Nothing here multiplies matrices worth a thread for each core, and all of these threads spin when numpy starts.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 
 def main() -> None:
     """Entry point of ``lorien``."""
+    _few_threads()
     from lorien.cli.app import app
 
     app(prog_name="lorien")
@@ -17,6 +15,12 @@ def main() -> None:
 
 def train_main() -> None:
     """Entry point of ``lorien-train``."""
+    _few_threads()
     from lorien.cli.app import train_app
 
     train_app(prog_name="lorien-train")
+
+
+def _few_threads() -> None:
+    """Nothing here multiplies matrices worth a thread for each core, and all of these spin when numpy starts."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -19,6 +19,7 @@ from lorien.cli.console import INTERRUPTED, JsonFlag, command, emit, err, latenc
 from lorien.cli.fleet import tune_by_jobs
 from lorien.cli.workloads import RunnerOption, TrustOption, read_runner, read_workloads
 from lorien.errors import BadInput
+from lorien.files import cache_folder
 
 if TYPE_CHECKING:
     from lorien.records import Measurement
@@ -154,7 +155,7 @@ def tune(
 def session_root(logs: str) -> Path:
     """Where sessions of a log store are: their logs grow, so they are local files. A store in S3 has copies."""
     if logs.startswith("s3://"):
-        return Path("~/.cache/lorien/sessions").expanduser() / hashlib.sha256(logs.encode()).hexdigest()[:12]
+        return cache_folder() / "sessions" / hashlib.sha256(logs.encode()).hexdigest()[:12]
     return Path(logs.removeprefix("file://")) / "sessions"
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorien import __version__
-from lorien.files import atomic_file
+from lorien.files import cache_folder, keep
 from lorien.records import Json
 from lorien.report import charts
 from lorien.report.rows import rows_of
@@ -108,20 +108,19 @@ def _static(name: str) -> str:
 @cache
 def _vega() -> str:
     """The plotting library in one script. Bundling takes seconds: it stays in ``~/.cache/lorien``, by its checksum."""
-    kept, begins = Path("~/.cache/lorien").expanduser(), f"vega-{version('vl-convert-python')}-"
+    begins = f"vega-{version('vl-convert-python')}-"
 
     def named(content: bytes) -> Path:
-        return kept / f"{begins}{hashlib.sha256(content).hexdigest()}.js"
+        return cache_folder() / f"{begins}{hashlib.sha256(content).hexdigest()}.js"
 
-    for path in kept.glob(f"{begins}*.js"):
-        if path == named(content := path.read_bytes()):
-            return content.decode()
+    for path in cache_folder().glob(f"{begins}*.js"):
+        with suppress(OSError):
+            if path == named(content := path.read_bytes()):
+                return content.decode()
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # A scope of its own: it declares names of one letter.
     script = "(() => {" + bundle.replace("</script", r"<\/script") + "})();"
-    # A cache that cannot be written costs time, no more.
-    with suppress(OSError), atomic_file(named(script.encode())) as path:
-        path.write_bytes(script.encode())
+    keep(named(script.encode()), script.encode())
     return script
 
 

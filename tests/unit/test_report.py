@@ -320,6 +320,9 @@ def test_the_plotting_library_is_bundled_once_and_a_damaged_copy_is_not_used(
     assert page._vega.__wrapped__() == script
     assert len(bundled) == 2
     kept.unlink()
+    kept.mkdir()  # nothing that can be read
+    assert page._vega.__wrapped__() == script
+    kept.rmdir()
     kept.parent.rmdir()
     kept.parent.write_text("where nothing can be written")
     assert page._vega.__wrapped__() == script
