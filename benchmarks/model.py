@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,23 @@ def seen_scores(features: Path, network: str) -> dict[str, float]:
 
 
 def scores_of(features: Path, work: Path, network: str, preset: str, *options: str) -> dict[str, Any]:
-    """All columns of one row of the table; kept, and read back when this was done before."""
-    done = work / f"{'-'.join((network, preset, *options))}.json"
+    """All columns of one row of the table."""
+
+    def ours() -> dict[str, Any]:
+        return held_out(features, work / f"models-{preset}" / network, network, preset, *options)
+
+    def baselines() -> dict[str, Any]:
+        return xgboost_scores(features, network) | seen_scores(features, network)
+
+    return kept(work / f"{network}-baselines.json", baselines) | kept(
+        work / f"{'-'.join((network, preset, *options))}.json", ours
+    )
+
+
+def kept(done: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file has, or what is made and written there when there is none."""
     if not done.exists():
-        found = held_out(features, work / f"models-{preset}" / network, network, preset, *options)
-        done.write_text(json.dumps(found | xgboost_scores(features, network) | seen_scores(features, network)))
+        done.write_text(json.dumps(make()))
     return dict(json.loads(done.read_text()))
 
 

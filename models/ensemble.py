@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,9 @@ def fit_ensemble(
     data = pd.DataFrame(features, columns=_column_names(features.shape[1]), copy=False)
     data = data.assign(label=encode(value, workload), weight=weight, fold=fold)
     families = {ranker.ag_key: ranker for ranker in RANKERS}
+    position = count()
     hyperparameters = {
-        families.get(name, name): [model | _AS_THEY_ARE.get(name, {}) for model in models]
+        families.get(name, name): [_in_turn(model, next(position)) | _AS_THEY_ARE.get(name, {}) for model in models]
         for name, models in preset.hyperparameters.items()
     }
     with _quiet(), _little_garbage():
@@ -172,6 +174,12 @@ def fit_ensemble(
                 memory_limit=MEMORY_GB,
             )
             _share_more_equally(predictor, data)
+            fitted, asked = len(predictor._trainer.get_model_names(level=1)), next(position)
+            if fitted < asked:
+                logger.warning(
+                    "%d of the preset's %d models could be fitted. Fix, where time was short: a longer --time-limit",
+                    *(fitted, asked),
+                )
         except (RuntimeError, ValueError, AssertionError) as error:
             raise LorienError(
                 f"AutoGluon fitted no model ({error}). Fix: a longer --time-limit, or more logs"
@@ -197,6 +205,11 @@ def _little_garbage() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _in_turn(model: dict[str, Any], position: int) -> dict[str, Any]:
+    """Settings by which AutoGluon fits a model at this place: it has an order of its own, highest priority first."""
+    return model | {"ag_args": model.get("ag_args", {}) | {"priority": 100 - position}}
 
 
 def _list_packages_once() -> None:

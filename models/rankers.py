@@ -24,7 +24,8 @@ LEVELS = 32
 STEEPNESS = 4.0
 """Gain of a value v is 2 ** (STEEPNESS * v) - 1: 15 for the best of a workload, 3 at half its speed."""
 MAX_QUERY = 8192
-"""Candidates ranked against each other at once; LightGBM refuses more than 10,000."""
+"""Candidates ranked against each other at once, unless a model says fewer; LightGBM refuses more than 10,000."""
+SEED = 0
 PATIENCE = 60
 """Trees without a better ranking of the validation rows before a booster stops."""
 
@@ -39,7 +40,7 @@ class Queries:
     value, workload, weight : arrays (rows,)
         ``weight`` is the same for all rows of a workload.
     sizes : array (queries,) of int
-        Rows of each query; a workload of more than ``MAX_QUERY`` rows is cut into several.
+        Rows of each query; a workload of more than ``max_query`` rows is cut into several, at random.
     """
 
     features: npt.NDArray[np.float32]
@@ -49,14 +50,16 @@ class Queries:
     sizes: IntArray
 
     @classmethod
-    def of(cls, features: Any, label: Any, weight: Any) -> Queries:
+    def of(cls, features: Any, label: Any, weight: Any, max_query: int = MAX_QUERY) -> Queries:
         """From AutoGluon's data frame and series; ``weight`` may be None."""
         value, workload = decode(label)
-        order = np.argsort(workload, kind="stable")
+        # In the order of the log, a part of a workload would be a stage of its tuning.
+        shuffled = np.random.default_rng(SEED).permutation(len(value))
+        order = shuffled[np.argsort(workload[shuffled], kind="stable")]
         weights = np.ones(len(value)) if weight is None else np.asarray(weight, dtype=np.float64)
         sizes = []
         for rows in np.unique(workload, return_counts=True)[1]:
-            parts = -(-rows // MAX_QUERY)
+            parts = -(-rows // max_query)
             sizes += [len(part) for part in np.array_split(np.arange(rows), parts)]
         matrix = features.to_numpy(dtype=np.float32)[order]
         return cls(matrix, value[order], workload[order], weights[order], np.array(sizes))
@@ -107,7 +110,7 @@ class _Ranker(AbstractModel):  # type: ignore[misc]
         deadline_s = time.monotonic() + (np.inf if time_limit is None else time_limit)
         parameters = dict(self._get_model_params())
         trees = parameters.pop("trees")
-        train = Queries.of(self.preprocess(X), y, sample_weight)
+        train = Queries.of(self.preprocess(X), y, sample_weight, parameters.pop("max_query", MAX_QUERY))
         held = None if X_val is None else Queries.of(self.preprocess(X_val), y_val, None)
         booster = type(self).boost(parameters, trees, train, held, num_cpus, lambda: time.monotonic() > deadline_s)
         known = train if held is None else held

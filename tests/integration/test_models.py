@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,10 +30,12 @@ from lorien.models import load_ranker
 from lorien.models.data import group_tables, read_features, read_rows
 from lorien.models.ensemble import fit_ensemble
 from lorien.models.evaluate import evaluate
+from lorien.models.grouped import encode
 from lorien.models.lower import lower
 from lorien.models.metrics import Candidates, ranking_scores
 from lorien.models.predictor import Ranker
 from lorien.models.presets import PRESETS, Preset
+from lorien.models.rankers import Queries
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
@@ -235,7 +238,36 @@ def test_every_model_of_a_preset_lowers_exactly_where_features_are_zero_or_missi
         folder=tmp_path / "fit",
     )
     assert len(ensemble.members) == sum(map(len, few.values()))
+    # Where time is short the last are left out: they are fitted in the preset's order.
+    fitted = [name.split("_")[1] for name in ensemble.predictor._trainer.get_model_names(level=1)]
+    assert fitted == [model["ag_args"]["name_suffix"][1:] for models in few.values() for model in models]
     np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-6)
+
+
+def test_models_that_could_not_be_fitted_are_counted(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    matrix, workload = rng.normal(size=(200, 4)).astype(np.float32), np.repeat(np.arange(10), 20)
+    models = [{"num_boost_round": 5}, {"num_boost_round": 5, "objective": "no such objective"}]
+    fit_ensemble(
+        *(matrix, rng.random(200), workload, np.ones(200), workload % 2),
+        preset=Preset(2, 1000, 60, {"GBM": models}),
+        time_limit_s=60,
+        folder=tmp_path / "fit",
+    )
+    assert "1 of the preset's 2 models could be fitted" in caplog.text
+
+
+def test_a_query_is_of_one_workload_and_no_longer_than_asked():
+    rng = np.random.default_rng(0)
+    workload = rng.permutation(np.repeat([0, 1, 2], [700, 256, 3]))
+    number = np.arange(len(workload), dtype=np.float32)
+    queries = Queries.of(pd.DataFrame({"f0": number}), encode(rng.random(len(workload)), workload), None, 256)
+    assert sorted(queries.sizes) == [3, 233, 233, 234, 256]
+    assert sorted(queries.features[:, 0]) == list(number)
+    np.testing.assert_array_equal(queries.workload, workload[queries.features[:, 0].astype(int)])
+    assert all(len(set(part)) == 1 for part in np.split(queries.workload, np.cumsum(queries.sizes)[:-1]))
+    # A part is no stage of the tuning.
+    assert (np.diff(queries.features[:700, 0]) < 0).mean() > 0.4
 
 
 @pytest.mark.parametrize(
