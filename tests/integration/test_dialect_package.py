@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/lorien-toy"
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which the example is installed from its wheel."""
     out = tmp_path_factory.mktemp("toy")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(EXAMPLE)]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(EXAMPLE)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = out.glob("lorien_toy-*.whl")
     install = ["install", "--quiet", "--no-deps", "--no-index", "--target", str(out / "site"), str(wheel)]

@@ -20,9 +20,10 @@ MAPPED = {"featurize": "lorien/featurize", "models": "lorien/models"}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source distribution, and the wheel that is built from it and nothing else."""
+    """A source distribution, and the wheel that is built from it and nothing else, with the setuptools that is here."""
     out = tmp_path_factory.mktemp("built")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
     return out
 
 
@@ -70,11 +71,10 @@ def test_the_listed_packages_are_those_of_the_tree() -> None:
 
 def test_the_generic_names_do_not_reach_site_packages(wheel: Path, tmp_path: Path) -> None:
     """Installed without its dependencies into an empty environment, run outside the checkout."""
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, cwd=tmp_path
-    )
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, cwd=tmp_path)
     program = """
 import importlib, importlib.util
 import lorien
