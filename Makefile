@@ -17,7 +17,7 @@ help:
 # Bytecode is made of what is used, when it is used: of all that is installed it takes a minute and more.
 export PYTHONDONTWRITEBYTECODE =
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
-# uv installs in half of pip's time, but does not read pip's configuration: it is told the index of it, and where it fails
+# uv installs in a third of pip's time, but does not read pip's configuration: it is told the index of it, and where it fails
 # (a proxy, a certificate that only pip knows of), pip installs.
 INDEX = $${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(PIP) config get global.index-url 2>/dev/null)}}
 install = UV_DEFAULT_INDEX="$(INDEX)" $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || $(PIP) install --quiet --no-compile $(1)

@@ -125,14 +125,15 @@ def scores_of(features: Path, work: Path, network: str, preset: str, *options: s
     def baselines() -> dict[str, Any]:
         return xgboost_scores(features, network) | seen_scores(features, network)
 
-    return kept(work / f"{network}-baselines.json", baselines) | kept(
+    return kept_or(work / f"{network}-baselines.json", baselines) | kept_or(
         work / f"{'-'.join((network, preset, *options))}.json", ours
     )
 
 
-def kept(done: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept_or(done: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file has, or what is made and written there when there is none."""
     if not done.exists():
+        done.parent.mkdir(parents=True, exist_ok=True)
         done.write_text(json.dumps(make()))
     return dict(json.loads(done.read_text()))
 

@@ -14,21 +14,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightgbm
 import numpy as np
-import pandas as pd
 from harness import machine, markdown
+from model_members import fit
 
 from lorien.featurize.splits import split_holdout
 from lorien.models.data import Rows, group_tables, read_features, read_rows
-from lorien.models.grouped import encode
 from lorien.models.metrics import ranking_scores
 from lorien.models.presets import PRESETS
-from lorien.models.rankers import LightGbmRanker, Queries
-from lorien.models.sampling import row_weights, sample_rows
+from lorien.models.sampling import sample_rows
 
 PRESET = PRESETS["fast"]
-THREADS = 1
 GROUPS = {
     "metaschedule": {
         "the main store": r"main_",
@@ -51,17 +47,10 @@ GROUPS = {
 
 def score(features: np.ndarray, value: np.ndarray, workload: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
     """Scores (test rows,) of three boosters of the preset, each brought to the same spread, added."""
-    weight = row_weights(workload)
     scores = []
-    for name in ("Plain", "Extra"):
-        settings = PRESET.settings("GBM", name) | {"seed": seed, "num_threads": THREADS, "verbose": -1}
-        rounds = settings.pop("num_boost_round")
-        booster = lightgbm.train(settings, lightgbm.Dataset(features, value, weight=weight), rounds)
-        scores.append(np.asarray(booster.predict(test)))
-    settings = PRESET.settings("GBM_RANK", "Lambda") | {"seed": seed}
-    trees = settings.pop("trees")
-    train = Queries.of(pd.DataFrame(features), encode(value, workload), weight)
-    scores.append(LightGbmRanker.boost(settings, trees, train, None, THREADS, lambda: False).predict(test))
+    for family, name in (("GBM", "Plain"), ("GBM", "Extra"), ("GBM_RANK", "Lambda")):
+        settings = PRESET.settings(family, name) | {"seed": seed}
+        scores.append(np.asarray(fit(family, settings, features, value, workload)(test)))
     return np.sum([(one - one.mean()) / (one.std() or 1.0) for one in scores], axis=0)
 
 

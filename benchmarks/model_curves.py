@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import machine, markdown, run
-from model import BASELINES, held_out, prepare, xgboost_scores
+from model import BASELINES, held_out, kept_or, prepare, xgboost_scores
 
 from lorien.featurize.schema import is_of, parted
 
@@ -85,14 +85,6 @@ def networks_of(features: Path) -> list[str]:
     for path in features.rglob("*.parquet"):
         values |= set(pq.read_table(path, columns=["network"])["network"].unique().to_pylist())
     return sorted({name for value in values for name in parted(value) if not name.endswith(MUTATED)})
-
-
-def kept_or(path: Path, make: Any) -> dict[str, Any]:
-    """What was written before, else what ``make`` returns."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(make()))
-    return dict(json.loads(path.read_text()))
 
 
 def transfer(data: Path, work: Path) -> None:
