@@ -64,7 +64,7 @@ _XENDCG = _TREES | {"objective": "rank_xendcg", "max_query": 256}
 
 _XGB_DRAWS = {"tree_method": "hist", "colsample_bytree": 0.4, "subsample": 0.8}
 
-# Pairs drawn at random take less than a third of the time of those of the first 32. Pairwise ranks better so, NDCG worse.
+# Pairs at random take less than a third of the time of those of the first 32. Pairwise ranks better so, NDCG worse.
 _XGB_PAIRS = _XGB_DRAWS | {"lambdarank_pair_method": "mean", "lambdarank_num_pair_per_sample": 4}
 
 PRESETS = {
