@@ -174,12 +174,6 @@ def fit_ensemble(
                 memory_limit=MEMORY_GB,
             )
             _share_more_equally(predictor, data)
-            fitted, asked = len(predictor._trainer.get_model_names(level=1)), sum(map(len, hyperparameters.values()))
-            if fitted < asked:
-                logger.warning(
-                    "%d of the preset's %d models could be fitted. Fix, where time was short: a longer --time-limit",
-                    *(fitted, asked),
-                )
         except (RuntimeError, ValueError, AssertionError) as error:
             raise LorienError(
                 f"AutoGluon fitted no model ({error}). Fix: a longer --time-limit, or more logs"

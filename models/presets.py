@@ -30,6 +30,11 @@ class Preset:
     time_limit_s: float
     hyperparameters: dict[str, list[dict[str, Any]]]
 
+    @property
+    def models(self) -> int:
+        """Models of all families."""
+        return sum(map(len, self.hyperparameters.values()))
+
     def settings(self, family: str, name: str) -> dict[str, Any]:
         """What one of the models is fitted with: its entry, without what only AutoGluon reads."""
         entry = next(e for e in self.hyperparameters[family] if e["ag_args"]["name_suffix"] == f"_{name}")

@@ -16,28 +16,24 @@ import lorien
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features, early_columns
-from lorien.featurize.schema import parted
-from lorien.featurize.splits import assign_folds, split_holdout
 from lorien.featurize.store import open_tables
 from lorien.files import sha256_of
-from lorien.models.calibration import calibrate
 from lorien.models.confidence import check_confidence, learn_confidence
-from lorien.models.data import UNKNOWN, Rows, Tables, feature_batches, group_tables, read_features, read_rows
+from lorien.models.data import Tables, group_tables, read_features
 from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
-from lorien.models.metrics import BoolArray, FloatArray, IntArray, ranking_scores
-from lorien.models.presets import preset_named
-from lorien.models.sampling import row_weights, sample_rows
+from lorien.models.metrics import FloatArray, IntArray, ranking_scores
+from lorien.models.presets import Preset, preset_named
+from lorien.models.sampling import row_weights
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import AUTOGLUON_FOLDER, DRAFT_FILE, SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.models.training_data import TrainingData, columns_only
 from lorien.models.transfer import Base, best_share, blend, load_base
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
-SEED = 0
 # What the lowered trees may differ from AutoGluon's own prediction: XGBoost sums in float32.
 EXPORT_TOLERANCE = 1e-5
-NO_FOLD = -1
 
 Progress = Callable[[int, int, str], None]
 """Called with (models done, models to do, target key now trained)."""
@@ -179,67 +175,88 @@ def _is_current(model: Model, group: Tables, options: _Options, tables: dict[str
     )
 
 
+class _Fits:
+    """The preset's models, fitted to the same rows for one purpose after the other.
+
+    Parameters
+    ----------
+    time_limit_s : float
+        Seconds for each purpose.
+    folder : Path
+        Where AutoGluon keeps its predictors.
+    """
+
+    def __init__(self, data: TrainingData, preset: Preset, time_limit_s: float, folder: Path) -> None:
+        self.matrix = read_features(data.group, data.chosen)
+        self._data, self._preset, self._time_limit_s, self._folder = data, preset, time_limit_s, folder
+        self._short: list[str] = []
+
+    def fit(self, purpose: str, fold: IntArray, columns: Sequence[int] | None = None) -> Ensemble:
+        """Fit with the folds of the workloads given; where ``columns`` are, to these alone."""
+        data, chosen = self._data, self._data.chosen
+        workload = data.rows.workload[chosen]
+        ensemble = fit_ensemble(
+            self.matrix if columns is None else columns_only(self.matrix, columns),
+            data.value[chosen],
+            workload,
+            row_weights(workload),
+            fold[workload],
+            preset=self._preset,
+            time_limit_s=self._time_limit_s,
+            folder=self._folder / purpose,
+        )
+        if len(ensemble.members) < self._preset.models:
+            self._short.append(f"{len(ensemble.members)} for {purpose}")
+        return ensemble
+
+    def warn_of_missing(self) -> None:
+        """Say what could not be fitted, and for which purpose."""
+        if self._short:
+            logger.warning(
+                "%s %s: of the preset's %d models only these could be fitted: %s. Fix, where time was short: "
+                "a longer --time-limit",
+                *(self._data.group.dialect, self._data.group.target, self._preset.models, ", ".join(self._short)),
+            )
+
+
 def _train_one(
     group: Tables, options: _Options, tables: dict[str, str], store: ModelStore, base: Base | None
 ) -> StoredModel:
     started_s = time.monotonic()
     preset = preset_named(options.preset)
-    rows = read_rows(group)
-    value = rows.candidates(rows.all()).value()
-    learn, test = _split(rows, value, options.holdout_network)
+    data = TrainingData.read(group, preset, options.holdout_network)
+    rows, value, learn, test = data.rows, data.value, data.learn, data.test
     if base is not None:
         base.check_unseen({rows.keys[index] for index in np.unique(rows.workload[test])})
-    chosen = np.zeros(len(rows), dtype=np.bool_)
-    chosen[learn] = sample_rows(rows.workload[learn], value[learn], preset.max_rows, SEED)
-    fold = _folds(rows, chosen, preset.folds)
-    learned = np.flatnonzero(fold != NO_FOLD)
     logger.info(
         "%s %s: fitting %s on %d of %d rows, %d workloads",
-        *(group.dialect, group.target, options.preset, chosen.sum(), len(rows), len(learned)),
+        *(group.dialect, group.target, options.preset, data.chosen.sum(), len(rows), len(data.learned)),
     )
-    matrix = read_features(group, chosen)
+    early = _early_columns(group)
+    purposes = 1 + (data.apart is not None) + (len(early) > 0)
     with tempfile.TemporaryDirectory(prefix="lorien-train-") as temporary:
         files = Path(temporary) / "files"
         files.mkdir()
-        apart = _network_folds(rows, chosen, preset.folds)
-        early = _early_columns(group)
-        fits = 1 + (apart is not None) + (len(early) > 0)
-
-        def fit(folds: IntArray, name: str, features: Features = matrix) -> Ensemble:
-            return fit_ensemble(
-                features,
-                value[chosen],
-                rows.workload[chosen],
-                row_weights(rows.workload[chosen]),
-                folds[rows.workload[chosen]],
-                preset=preset,
-                time_limit_s=options.time_limit_s / fits,
-                folder=Path(temporary) / name,
-            )
-
-        ensemble = fit(fold, "fit")
+        fits = _Fits(data, preset, options.time_limit_s / purposes, Path(temporary))
+        ensemble = fits.fit("the scores", data.fold)
         text = ensemble.lowered()
         whole = TreeEnsemble(text)
-        _check_export(ensemble, whole, matrix[:: 1 + len(matrix) // 512])
-        by_fold = _by_fold(ensemble, fold)
-        unseen = _unseen_scores(group, rows, whole, by_fold, fold)
+        _check_export(ensemble, whole, fits.matrix[:: 1 + len(fits.matrix) // 512])
+        by_fold = _by_fold(ensemble, data.fold)
+        unseen = data.unseen_scores(whole, by_fold, data.fold)
         # What the scores mean, and how far to trust them, is learned on networks that the boosters have not seen: a
         # network is not like the others, and folds that mix networks promise too much.
         strange = unseen
-        if apart is not None:
-            judges = fit(apart, "judges")
-            strange = _unseen_scores(group, rows, whole, _by_fold(judges, apart), apart)
+        if data.apart is not None:
+            judges = fits.fit("their confidence", data.apart)
+            strange = data.unseen_scores(whole, _by_fold(judges, data.apart), data.apart)
         fold_trees = [trees.trees for trees in by_fold]
-        workload_keys, workload_folds = [rows.keys[index] for index in learned], fold[learned].tolist()
+        workload_keys, workload_folds = [rows.keys[index] for index in data.learned], data.fold[data.learned].tolist()
         draft: dict[str, Any] = {}
         if len(early):
-            drafts = fit(fold, "draft", _only(matrix, early))
-            draft_text = drafts.lowered()
-            draft_by_fold = _by_fold(drafts, fold)
-            drafted = _unseen_scores(group, rows, TreeEnsemble(draft_text), draft_by_fold, fold, early)
-            knots = calibrate(drafted[learn], value[learn], row_weights(rows.workload[learn]))
-            draft = {"fold_trees": [trees.trees for trees in draft_by_fold], "calibration": asdict(knots)}
+            draft_text, draft, drafted = _fit_drafts(fits, data, early)
             (files / DRAFT_FILE).write_bytes(draft_text)
+        fits.warn_of_missing()
         share = 0.0
         if base is not None:
             theirs = base.unseen_scores(group, rows)
@@ -248,16 +265,16 @@ def _train_one(
         if base is not None and share > 0:
             unseen = (1 - share) * unseen + share * theirs
             strange = (1 - share) * strange + share * theirs
-            text = blend(text, base.text, share, matrix.shape[1])
+            text = blend(text, base.text, share, fits.matrix.shape[1])
             # A blend of nothing but the base has its folds; in any other they are the target's own.
             fold_trees = base.stored.model.fold_trees if share == 1 else fold_trees
             workload_keys, workload_folds = sorted({*workload_keys, *base.stored.model.workload_keys}), []
-        calibration = calibrate(strange[learn], value[learn], row_weights(rows.workload[learn]))
+        calibration = data.calibrate(strange)
         confidence = learn_confidence(rows.workload[learn], value[learn], calibration(strange[learn]))
         holdout: dict[str, Any]
         if options.holdout_network is None:
             holdout = dict(ranking_scores(rows.candidates(learn), strange[learn]))
-            what, folds = ("workload", fold) if apart is None else ("network", apart)
+            what, folds = ("workload", data.fold) if data.apart is None else ("network", data.apart)
             holdout["held_out"] = f"each {what} once, in {folds.max() + 1} folds"
         else:
             holdout = dict(ranking_scores(rows.candidates(test), unseen[test]))
@@ -285,12 +302,10 @@ def _train_one(
             },
             options=asdict(options),
             tables=tables,
-            rows=int(chosen.sum()),
+            rows=int(data.chosen.sum()),
             workload_keys=workload_keys,
             workload_folds=workload_folds,
-            networks=sorted(
-                {name for at in np.unique(rows.network[chosen]) if at != UNKNOWN for name in parted(rows.networks[at])}
-            ),
+            networks=data.networks,
             holdout=holdout,
             fit_seconds=round(time.monotonic() - started_s, 2),
             calibration=asdict(calibration),
@@ -303,42 +318,13 @@ def _train_one(
         return store.publish(model, files)
 
 
-def _split(rows: Rows, value: FloatArray, holdout_network: str | None) -> tuple[BoolArray, BoolArray]:
-    """Rows to learn from and rows held out."""
-    learn, test = rows.all(), ~rows.all()
-    if holdout_network is not None:
-        learn, test = split_holdout(rows.workload_keys(), rows.network_names(), holdout_network)
-    # A workload where nothing ran has no best to measure the others by.
-    ran = np.bincount(rows.workload, weights=value, minlength=len(rows.keys)) > 0
-    return learn & ran[rows.workload], test
-
-
-def _folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray:
-    """Fold of every workload in ``rows.keys``; ``NO_FOLD`` for those without a chosen row."""
-    count = np.bincount(rows.workload[chosen], minlength=len(rows.keys))
-    present = np.flatnonzero(count)
-    fold = np.full(len(rows.keys), NO_FOLD, dtype=np.int64)
-    fold[present] = assign_folds([rows.keys[index] for index in present], count[present], folds)
-    return fold
-
-
-def _network_folds(rows: Rows, chosen: BoolArray, folds: int) -> IntArray | None:
-    """Folds of whole networks, as ``_folds`` gives them; None where fewer than two networks are known.
-
-    A workload of several networks goes with the one that most of its rows are of.
-    """
-    count = np.zeros((len(rows.keys), len(rows.networks) + 1), dtype=np.int64)
-    np.add.at(count, (rows.workload[chosen], rows.network[chosen]), 1)
-    home = count.argmax(axis=1)  # the last column is of UNKNOWN, -1
-    present = count.sum(axis=1) > 0
-    networks = np.unique(home[present])
-    if len(networks) < 2:
-        return None
-    names = [(*rows.networks, "")[index] for index in networks]
-    sizes = np.bincount(home, weights=count.sum(axis=1), minlength=count.shape[1])[networks].astype(np.int64)
-    of_network = np.full(count.shape[1], NO_FOLD, dtype=np.int64)
-    of_network[networks] = assign_folds(names, sizes, folds)
-    return np.where(present, of_network[home], NO_FOLD)
+def _fit_drafts(fits: _Fits, data: TrainingData, columns: Sequence[int]) -> tuple[bytes, dict[str, Any], FloatArray]:
+    """A model of what is known before a schedule is made: its trees, what the store keeps of it, its scores (rows,)."""
+    ensemble = fits.fit("drafts", data.fold, columns)
+    text, by_fold = ensemble.lowered(), _by_fold(ensemble, data.fold)
+    scores = data.unseen_scores(TreeEnsemble(text), by_fold, data.fold, columns)
+    about = {"fold_trees": [trees.trees for trees in by_fold], "calibration": asdict(data.calibrate(scores))}
+    return text, about, scores
 
 
 def _by_fold(ensemble: Ensemble, fold: IntArray) -> list[TreeEnsemble]:
@@ -360,34 +346,3 @@ def _early_columns(group: Tables) -> Sequence[int]:
     except UnsupportedOperation:
         return ()
     return early_columns(extractor) if extractor.features == group.features else ()
-
-
-def _only(matrix: Features, columns: Sequence[int]) -> Features:
-    """A matrix with NaN in all other columns."""
-    kept = np.full_like(matrix, np.nan)
-    kept[:, columns] = matrix[:, columns]
-    return kept
-
-
-def _unseen_scores(
-    group: Tables,
-    rows: Rows,
-    whole: TreeEnsemble,
-    by_fold: Sequence[TreeEnsemble],
-    fold: IntArray,
-    columns: Sequence[int] | None = None,
-) -> FloatArray:
-    """Raw scores (rows,), each by boosters that never saw the row's workload.
-
-    Rows of training workloads, sampled out or not, are scored by the boosters fitted without their fold; the others,
-    by all of them. Where ``columns`` are given, by these alone.
-    """
-    row_fold = fold[rows.workload]
-    parts = {NO_FOLD: whole, **dict(enumerate(by_fold))}
-    scores = np.empty(len(rows))
-    for here, batch in feature_batches(group):
-        given = batch if columns is None else _only(batch, columns)
-        for index, trees in parts.items():
-            wanted = row_fold[here] == index
-            scores[here][wanted] = trees(given[wanted])
-    return scores

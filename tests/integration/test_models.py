@@ -39,7 +39,8 @@ from lorien.models.rankers import Queries
 from lorien.models.sampling import row_weights, sample_rows
 from lorien.models.scorer import TreeEnsemble
 from lorien.models.store import SCORER_FILE, open_models
-from lorien.models.train import _network_folds, train
+from lorien.models.train import train
+from lorien.models.training_data import network_folds
 from lorien.models.transfer import best_share
 from lorien.report.judge import judge
 from lorien.target import Target
@@ -244,17 +245,12 @@ def test_every_model_of_a_preset_lowers_exactly_where_features_are_zero_or_missi
     np.testing.assert_allclose(TreeEnsemble(ensemble.lowered())(matrix), ensemble.predict(matrix), atol=1e-6)
 
 
-def test_models_that_could_not_be_fitted_are_counted(tmp_path, caplog):
-    rng = np.random.default_rng(0)
-    matrix, workload = rng.normal(size=(200, 4)).astype(np.float32), np.repeat(np.arange(10), 20)
+def test_models_that_could_not_be_fitted_are_counted_for_each_purpose(features, tmp_path, caplog, monkeypatch):
     models = [{"num_boost_round": 5}, {"num_boost_round": 5, "objective": "no such objective"}]
-    fit_ensemble(
-        *(matrix, rng.random(200), workload, np.ones(200), workload % 2),
-        preset=Preset(2, 1000, 60, {"GBM": models}),
-        time_limit_s=60,
-        folder=tmp_path / "fit",
-    )
-    assert "1 of the preset's 2 models could be fitted" in caplog.text
+    monkeypatch.setitem(PRESETS, "fast", Preset(2, 1000, 60, {"GBM": models}))
+    train(features, tmp_path)
+    assert caplog.text.count("of the preset's 2 models") == 1
+    assert "only these could be fitted: 1 for the scores, 1 for their confidence. Fix" in caplog.text
 
 
 def test_a_query_is_of_one_workload_and_no_longer_than_asked():
@@ -574,7 +570,7 @@ def test_bad_tables_are_refused_with_what_to_do(trained, tmp_path):
 def test_a_network_is_held_out_whole_where_a_model_learns_how_far_to_trust_itself(features):
     (group,) = group_tables(features)
     rows = read_rows(group)
-    fold = _network_folds(rows, rows.all(), folds=4)
+    fold = network_folds(rows, rows.all(), folds=4)
     assert fold is not None
     assert len(np.unique(fold)) > 1
     home = {}
@@ -584,7 +580,7 @@ def test_a_network_is_held_out_whole_where_a_model_learns_how_far_to_trust_itsel
     for key, found in home.items():
         assert fold[rows.keys.index(key)] in {alone[network] for network in found}
     one = rows.network == rows.network[0]
-    few = _network_folds(rows, one, folds=4)
+    few = network_folds(rows, one, folds=4)
     assert few is None
 
 
