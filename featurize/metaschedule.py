@@ -32,7 +32,7 @@ class MetaScheduleExtractor:
     """Replays traces and describes what they lower to. Implements ``FeatureExtractor``."""
 
     dialect = DIALECT
-    features = FeatureSet("metaschedule", 1, tuple(Column(*feature) for feature in FEATURES))
+    features = FeatureSet("metaschedule", 2, tuple(Column(*feature) for feature in FEATURES))
     early = EARLY
 
     def extract_log(

@@ -138,7 +138,7 @@ def test_the_search_learns_and_never_offers_a_candidate_twice():
 
 
 def test_the_first_batch_of_a_search_that_drafts_is_what_the_drafts_promise():
-    fill = [feature.name for feature in FEATURES].index("trace_fill16")
+    fill = [feature.name for feature in FEATURES].index("trace_fill_full")
 
     def full_vectors(rows):
         return rows[:, fill].astype(float)

@@ -14,6 +14,7 @@ from lorien.dialects.metaschedule import search
 from lorien.dialects.metaschedule.describe import EARLY, FEATURES, Describer
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import _Space
+from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
 from lorien.records import Workload
@@ -22,7 +23,7 @@ from tests.unit.test_metaschedule_search import TARGET, conv, dense, pool, relu,
 pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
 
 NAMES = [feature.name for feature in FEATURES]
-FILL, UNROLL, BODY = (NAMES.index(name) for name in ("trace_fill16", "main_auto_unroll", "trace_body"))
+FILL, UNROLL, BODY = (NAMES.index(name) for name in ("trace_fill_full", "main_auto_unroll", "trace_body"))
 LOCATIONS = [NAMES.index(name) for name in ("trace_location_first", "trace_location_last")]
 
 
@@ -50,7 +51,7 @@ def test_a_draft_is_described_as_the_schedule_it_becomes(task: Callable[[], Work
     compared = 0
     for sketch in subject.sketches_of(samples):
         genes = rng.integers(0, sketch.domains, (12, len(sketch.domains))).astype(np.int8)
-        rows, scores = subject._scored(sketch, genes, known, full_vectors_small_bodies)
+        rows, scores = subject._scored(sketch, genes, known, vectors_of(TARGET), full_vectors_small_bodies)
         assert np.isnan(np.delete(rows, EARLY, axis=1)).all(), "nothing is given that a draft cannot know"
         for row, score, one in zip(rows, scores, genes, strict=True):
             schedule = space.make(sketch.trace(one)) if np.isfinite(score) else None
@@ -70,7 +71,9 @@ def test_drafts_are_what_the_model_asks_for_and_follow_the_seed() -> None:
     samples = space.sample(24)
     known = Describer(TARGET)(samples[:1], [conv()])[0]
     sketches = subject.sketches_of(samples)
-    first, again, other = (subject.draft(sketches, known, full_vectors_small_bodies, 20, seed) for seed in (1, 1, 2))
+    first, again, other = (
+        subject.draft(sketches, known, vectors_of(TARGET), full_vectors_small_bodies, 20, seed) for seed in (1, 1, 2)
+    )
     assert first == again != other
     made = [schedule for schedule in map(space.make, first) if schedule is not None]
     assert len(made) >= 15

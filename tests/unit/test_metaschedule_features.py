@@ -12,6 +12,7 @@ import pytest
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule import logs
+from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import schedule_of
 from lorien.errors import BadInput
 from lorien.featurize import open_extractor
@@ -72,6 +73,46 @@ def test_the_tiles_are_those_of_the_trace(convs: list[TuningRecord], rows: Featu
         reduce = [f[-1] for f in factors if len(f) == 2]
         assert tile0 == pytest.approx(np.log2(1 + np.prod(spatial)))
         assert reduce0 == pytest.approx(np.log2(1 + np.prod(reduce)))
+
+
+@pytest.mark.parametrize(
+    ("target", "vectors"),
+    [
+        ("llvm -mcpu=znver5", (16, 32)),
+        ("llvm -mcpu=znver1", (8, 16)),
+        ("llvm -mcpu=nehalem", (4, 16)),
+        ("llvm", (4, 16)),
+        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72", (4, 32)),
+        ("cuda -arch=sm_86", (16, 32)),
+    ],
+)
+def test_targets_have_the_vectors_of_their_instructions(target: str, vectors: tuple[int, int]) -> None:
+    assert vectors_of(Target.parse(target)) == vectors
+
+
+def test_tiles_are_told_in_parts_of_what_the_target_holds(convs: list[TuningRecord], rows: Features) -> None:
+    candidates = [record.candidate for record in convs]
+    narrow = EXTRACTOR.extract(convs[0].workload, candidates, Target.parse("llvm -mcpu=znver1 -num-cores=2"))
+    changed = {name: factor(rows, narrow, name) for name in EXTRACTOR.features.names if differ(rows, narrow, name)}
+    fills = {f"trace_fill_{name}" for name in ("quarter", "half", "full")}
+    # Half as many lanes: twice the vectors. A quarter of what the registers hold: four times the part of it.
+    vectors = {"main_vectorize_extent", "main_vectorize_inner", "trace_axis0_tile0"}
+    registers = {"trace_spatial_tile0", "trace_spatial_inner2", "trace_spatial_inner3", "trace_body", "trace_body2"}
+    assert {name for name, times in changed.items() if times == pytest.approx(2)} == vectors
+    assert {name for name, times in changed.items() if times == pytest.approx(4)} == registers
+    assert set(changed) - vectors - registers <= fills | {"sum_vectorize_extent", "sum_vectorize_inner"}
+    assert column(narrow, "trace_fill_full") == column(rows, "trace_fill_half")
+
+
+def differ(rows: Features, others: Features, name: str) -> bool:
+    return column(rows, name) != column(others, name)
+
+
+def factor(rows: Features, others: Features, name: str) -> float:
+    """What the numbers of a column of log2(1 + x) are multiplied by; infinity where by different factors."""
+    before, after = (2 ** np.array(column(each, name), dtype=np.float64) - 1 for each in (rows, others))
+    factors = after[before > 1e-6] / before[before > 1e-6]
+    return float(factors.mean()) if factors.std() < 1e-3 else float("inf")
 
 
 def test_the_main_store_is_the_convolution(convs: list[TuningRecord], rows: Features) -> None:

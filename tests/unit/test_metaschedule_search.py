@@ -26,7 +26,7 @@ from tvm.ir import IRModule
 TARGET = Target.parse("llvm -mcpu=znver4 -num-cores=2")
 DIALECT = open_live_dialect("metaschedule")
 EXTRACTOR = open_extractor("metaschedule")
-FILL = EXTRACTOR.features.names.index("trace_fill16")
+FILL = EXTRACTOR.features.names.index("trace_fill_full")
 BALANCE = EXTRACTOR.features.names.index("parallel_balance")
 
 

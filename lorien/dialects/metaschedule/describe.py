@@ -1,9 +1,12 @@
 """Describe candidates by numbers: TVM's per-store features, the tiling decisions and the workload, a row each.
 
-TVM describes every buffer store of a lowered candidate by 164 numbers (``PerStoreFeature``, after Ansor's): arithmetic,
-loop annotations, and for up to five buffers the memory touched, its reuse and its strides. A candidate has one to a
-handful of stores. A row holds the store that does most of the arithmetic, and the sum over all of them. What lowering
-hides, the tile sizes by level, is read from the schedule's trace. A unit of log2 means log2(1 + x) throughout.
+TVM describes every buffer store of a lowered candidate by numbers (``PerStoreFeature``, after Ansor's): arithmetic,
+loop annotations, memory. A candidate has one to a handful of stores. A row holds the store that does most of the
+arithmetic, and the sum over all of them. What lowering hides, the tile sizes by level, is read from the schedule's
+trace. A unit of log2 means log2(1 + x) throughout.
+
+What fits a core's vectors and registers is told in parts of them, so that a model of one target makes sense of another:
+in sixteenths of a vector, and in 512ths of what all the registers hold. With AVX-512 these are plain numbers of floats.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.vectors import AVX512, Vectors, vectors_of
 from lorien.dialects.metaschedule.workload import module_of, tvm_target
 from lorien.records import Workload
 from lorien.target import Target
@@ -39,42 +43,32 @@ class Feature(NamedTuple):
     meaning: str
 
 
-BUFFERS = 5
+BUFFERS = 1
+"""Of the memory touched, TVM's 18 numbers for each buffer of a store: we read none, and it describes one at least."""
 CURVE_SAMPLES = 10
 LEVELS = 5
 """Tiling levels told apart: the CUDA spaces have the most, five spatial ones."""
 AXES = 3
-LANES = (4, 8, 16)
+PARTS = {"quarter": 4, "half": 2, "full": 1}
 
 _SPATIAL, _REDUCE = 0, 2  # IterVar.DataPar, IterVar.CommReduce
 TILING = "meta_schedule.tiling_structure"
 
 _ARITHMETIC = ("mad", "add_sub", "mul", "div_mod", "compare", "math_call", "other_call")
 _POSITIONS = 8
-_BUFFER = (
-    ("is_read", "0 or 1", "only read"),
-    ("is_written", "0 or 1", "only written"),
-    ("is_updated", "0 or 1", "read and written"),
-    ("bytes", "log2 bytes", "bytes touched by all iterations"),
-    ("unique_bytes", "log2 bytes", "distinct bytes touched"),
-    ("lines", "log2 lines", "cache lines touched by all iterations"),
-    ("unique_lines", "log2 lines", "distinct cache lines touched"),
-    ("reuse_loop", "0 or 1", "reused by a loop that does not index it"),
-    ("reuse_serial", "0 or 1", "reused by a store before it"),
-    ("reuse_none", "0 or 1", "not reused"),
-    ("reuse_iterations", "log2 iterations", "iterations from one use to the next"),
-    ("reuse_bytes", "log2 bytes", "bytes touched from one use to the next"),
-    ("reuse_count", "log2 uses", "uses of each element"),
-    ("bytes_per_use", "log2 bytes", "bytes over reuse count"),
-    ("unique_bytes_per_use", "log2 bytes", "distinct bytes over reuse count"),
-    ("lines_per_use", "log2 lines", "cache lines over reuse count"),
-    ("unique_lines_per_use", "log2 lines", "distinct cache lines over reuse count"),
-    ("stride", "log2 elements", "stride of the innermost loop in it"),
-)
+_BUFFER_NUMBERS = 18
+_VECTORIZED = ("vectorize_extent", "vectorize_inner")
+
+_VECTOR = "log2 16ths of a vector"
+_REGISTERS = "log2 512ths of the registers"
 
 
 def _store_columns() -> list[Feature | None]:
-    """The 164 numbers of one store in TVM's order (``per_store_feature.cc``); None for those it never fills."""
+    """The numbers of one store in TVM's order (``per_store_feature.cc``); None for those never filled or left out.
+
+    Of each buffer it knows what is touched and reused. On networks held out these numbers made rankings worse, and
+    what a model learned of them on one CPU misled it on another (docs/benchmarks.md).
+    """
     columns: list[Feature | None] = []
     for kind in ("float", "int"):
         for op in _ARITHMETIC:
@@ -85,16 +79,14 @@ def _store_columns() -> list[Feature | None]:
     columns.append(Feature("select_op", "log2 operations", "selects, times all loops around the store"))
     for kind in ("vectorize", "unroll", "parallel"):
         columns.append(Feature(f"{kind}_loops", "log2 loops", f"loops around the store marked {kind}"))
-        columns.append(Feature(f"{kind}_extent", "log2 iterations", f"product of the extents of those marked {kind}"))
-        columns.append(Feature(f"{kind}_inner", "log2 iterations", f"extent of the innermost one marked {kind}"))
+        unit = _VECTOR if kind == "vectorize" else "log2 iterations"
+        columns.append(Feature(f"{kind}_extent", unit, f"product of the extents of those marked {kind}"))
+        columns.append(Feature(f"{kind}_inner", unit, f"extent of the innermost one marked {kind}"))
         columns += [None] * _POSITIONS  # TVM tells "none" from "mixed" only, which the number of loops says already
     columns.append(Feature("is_gpu", "0 or 1", "the target is a GPU"))
     for axis in ("block_x", "block_y", "block_z", "thread_x", "thread_y", "thread_z", "vthread"):
         columns.append(Feature(axis, "log2 iterations", f"extent bound to {axis}"))
-    for buffer in range(BUFFERS):
-        for name, unit, meaning in _BUFFER:
-            what = f"{meaning}; of the store's buffers, number {buffer} by cache lines touched"
-            columns.append(Feature(f"buffer{buffer}_{name}", unit, what))
+    columns += [None] * BUFFERS * _BUFFER_NUMBERS
     for sample in range(1, CURVE_SAMPLES + 1):
         meaning = f"arithmetic intensity of the inner loops that do {sample}/{CURVE_SAMPLES} of the operations"
         columns.append(Feature(f"intensity{sample}", "log2 flop per byte", meaning))
@@ -123,22 +115,24 @@ def _trace_columns() -> list[Feature]:
     for kind in ("spatial", "reduce"):
         for level in range(LEVELS):
             meaning = f"product over the {kind} axes of the tile factors {level} levels from the innermost"
-            columns.append(Feature(f"{kind}_tile{level}", "log2 iterations", meaning))
-    columns.append(Feature("spatial_inner2", "log2 iterations", "spatial tile factors of the 2 innermost levels"))
-    columns.append(Feature("spatial_inner3", "log2 iterations", "spatial tile factors of the 3 innermost levels"))
-    columns.append(Feature("body", "log2 iterations", "spatial_tile0 times reduce_tile0"))
-    columns.append(Feature("body2", "log2 iterations", "spatial_inner2 times reduce_tile0"))
+            unit = _REGISTERS if (kind, level) == ("spatial", 0) else "log2 iterations"
+            columns.append(Feature(f"{kind}_tile{level}", unit, meaning))
+    columns.append(Feature("spatial_inner2", _REGISTERS, "spatial tile factors of the 2 innermost levels"))
+    columns.append(Feature("spatial_inner3", _REGISTERS, "spatial tile factors of the 3 innermost levels"))
+    columns.append(Feature("body", _REGISTERS, "spatial_tile0 times the innermost reduce_tile0 iterations"))
+    columns.append(Feature("body2", _REGISTERS, "spatial_inner2 times the innermost reduce_tile0 iterations"))
     for axis in range(AXES):
         for level in range(LEVELS):
             meaning = f"tile factor of spatial axis {axis} from the last, {level} levels from the innermost"
-            columns.append(Feature(f"axis{axis}_tile{level}", "log2 iterations", meaning))
+            unit = _VECTOR if (axis, level) == (0, 0) else "log2 iterations"
+            columns.append(Feature(f"axis{axis}_tile{level}", unit, meaning))
     for name, which in (("first", "first"), ("last", "last")):
         for level in range(3):
             meaning = f"tile factor of the {which} reduction axis, {level} levels from the innermost"
             columns.append(Feature(f"reduce_{name}_tile{level}", "log2 iterations", meaning))
-    for lanes in LANES:
-        meaning = f"share of {lanes}-lane vectors that the innermost tile of the last spatial axis fills"
-        columns.append(Feature(f"fill{lanes}", "fraction", meaning))
+    for name in PARTS:
+        meaning = f"share of {name} vectors that the innermost tile of the last spatial axis fills"
+        columns.append(Feature(f"fill_{name}", "fraction", meaning))
     return columns
 
 
@@ -161,6 +155,7 @@ _TRACE_COLUMNS = _trace_columns()
 _KEPT = [index for index, column in enumerate(_STORE_COLUMNS) if column is not None]
 _FLOAT_OPS = [i for i, c in enumerate(_STORE_COLUMNS) if c is not None and c.name.startswith("float_")]
 _INDEX = {column.name: index for index, column in enumerate(_STORE_COLUMNS) if column is not None}
+_IN_VECTORS = [_INDEX[name] for name in _VECTORIZED]
 
 
 def _prefixed(prefix: str, what: str, columns: Sequence[Feature | None]) -> list[Feature]:
@@ -203,6 +198,7 @@ class Describer:
             buffers_per_store=BUFFERS, arith_intensity_curve_num_samples=CURVE_SAMPLES
         )
         self._cores = target.num_cores or 1
+        self._vectors = vectors_of(target)
         self._workloads: dict[str, npt.NDArray[np.float64]] = {}
 
     def __call__(self, schedules: Sequence[Schedule | None], workloads: Sequence[Workload]) -> npt.NDArray[np.float32]:
@@ -211,13 +207,13 @@ class Describer:
         there = [i for i, schedule in enumerate(schedules) if schedule is not None]
         for i, stores in zip(there, self._stores([schedules[i] for i in there]), strict=True):
             if stores is not None:
-                tiling = tiling_columns(tiling_of(_steps(schedules[i])))[0]
+                tiling = tiling_columns(tiling_of(_steps(schedules[i])), self._vectors)[0]
                 parts = (self._summary(stores), tiling, self._workload(workloads[i]))
                 rows[i] = np.concatenate(parts)
         return rows
 
     def _stores(self, schedules: Sequence[Schedule]) -> list[npt.NDArray[np.float64] | None]:
-        """(stores, 164) of each schedule; None for one that cannot be lowered."""
+        """(stores, numbers) of each schedule; None for one that cannot be lowered."""
         candidates = [self._candidate(schedule, []) for schedule in schedules]
         try:
             return [tensor.numpy() for tensor in self._extractor.extract_from(self._context, candidates)]
@@ -230,6 +226,7 @@ class Describer:
     def _summary(self, stores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if not len(stores):
             stores = np.zeros((1, len(_STORE_COLUMNS)))
+        stores[:, _IN_VECTORS] = np.log2(1 + (np.exp2(stores[:, _IN_VECTORS]) - 1) * AVX512.lanes / self._vectors.lanes)
         arithmetic = stores[:, _FLOAT_OPS].max(axis=1)
         # Most arithmetic first; between copies, the one with most iterations.
         main = stores[np.lexsort((stores[:, _INDEX["iterations"]], arithmetic))[-1]]
@@ -306,12 +303,13 @@ def tiling_of(steps: Iterable[Step]) -> Tiling:
     return Tiling(spatial, reduce, split, locations, (factored, cached, fused))
 
 
-def tiling_columns(tiling: Tiling, rows: int = 1) -> npt.NDArray[np.float64]:
-    """The values of ``_TRACE_COLUMNS`` (rows, columns)."""
+def tiling_columns(tiling: Tiling, vectors: Vectors, rows: int = 1) -> npt.NDArray[np.float64]:
+    """The values of ``_TRACE_COLUMNS`` (rows, columns) on a core with these vectors."""
     spatial, reduce, split, locations, counts = tiling
     s, r = _levels(spatial), _levels(reduce)
     s0, s1, s2, *_ = [*s, 1.0, 1.0, 1.0]
     r0 = r[0] if r else 1.0
+    vector, held = AVX512.lanes / vectors.lanes, AVX512.floats / vectors.floats
     values: list[Number] = [
         len(spatial),
         len(reduce),
@@ -320,20 +318,23 @@ def tiling_columns(tiling: Tiling, rows: int = 1) -> npt.NDArray[np.float64]:
         locations[0] if locations else -3,
         locations[-1] if locations else -3,
         np.log2(1 + split[-1]) if len(split) else 0,
-        *_padded([np.log2(1 + level) for level in s], LEVELS),
+        *_padded([np.log2(1 + level * scale) for level, scale in zip(s, (held, *[1] * LEVELS), strict=False)], LEVELS),
         *_padded([np.log2(1 + level) for level in r], LEVELS),
-        np.log2(1 + s0 * s1),
-        np.log2(1 + s0 * s1 * s2),
-        np.log2(1 + s0 * r0),
-        np.log2(1 + s0 * s1 * r0),
+        np.log2(1 + s0 * s1 * held),
+        np.log2(1 + s0 * s1 * s2 * held),
+        np.log2(1 + s0 * r0 * held),
+        np.log2(1 + s0 * s1 * r0 * held),
     ]
     last_axes = [[np.log2(1 + factor) for factor in reversed(factors)] for factors in reversed(spatial)]
+    if last_axes:
+        last_axes[0][0] = np.log2(1 + spatial[-1][-1] * vector)
     for axis in [*last_axes, *[[]] * AXES][:AXES]:
         values += _padded(axis, LEVELS)
     for factors in (reduce[0], reduce[-1]) if reduce else ([], []):
         values += _padded([np.log2(1 + factor) for factor in reversed(factors)], 3)
     inner = spatial[-1][-1] if spatial else 0
-    values += [inner / np.maximum(np.ceil(inner / lanes) * lanes, 1) for lanes in LANES]
+    for lanes in (max(1, vectors.lanes // part) for part in PARTS.values()):
+        values.append(inner / np.maximum(np.ceil(inner / lanes) * lanes, 1))
     columns = np.empty((rows, len(values)))
     for index, value in enumerate(values):
         columns[:, index] = value

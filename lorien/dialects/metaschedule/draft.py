@@ -29,6 +29,7 @@ from lorien.dialects.metaschedule.describe import (
     tiling_of,
 )
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
+from lorien.dialects.metaschedule.vectors import Vectors
 from lorien.dialects.metaschedule.workload import candidate_of_trace, module_of, replay
 from lorien.records import Json, Workload
 
@@ -88,7 +89,7 @@ class Sketch:
             at += len(decided.domains)
         self.domains = np.array([size for decided in self._open for size in decided.domains], dtype=np.int64)
 
-    def columns(self, genes: Genes) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    def columns(self, genes: Genes, vectors: Vectors) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
         """Of drafts (drafts, genes): the trace's columns, what ``UNROLL`` will be, and which drafts are allowed."""
         decided = {one.index: one.values(genes) for one in self._open}
         allowed = np.ones(len(genes), dtype=np.bool_)
@@ -96,7 +97,7 @@ class Sketch:
             if isinstance(one, _Tile):
                 allowed &= decided[one.index][-1] <= one.innermost
         tiling: Tiling = tiling_of(self._steps(decided))
-        return tiling_columns(tiling, len(genes)), self._unroll(decided, len(genes)), allowed
+        return tiling_columns(tiling, vectors, len(genes)), self._unroll(decided, len(genes)), allowed
 
     def trace(self, genes: Genes) -> Json:
         """The JSON trace of a draft (genes,), before post-processing."""
@@ -170,6 +171,7 @@ def sketches_of(schedules: Sequence[Schedule]) -> list[Sketch]:
 def draft(
     sketches: Sequence[Sketch],
     workload: Rows,
+    vectors: Vectors,
     score: ScoreFn,
     count: int,
     seed: int,
@@ -182,6 +184,8 @@ def draft(
     sketches : sequence of Sketch
     workload : array (columns,)
         The row of any schedule of the workload: its own columns are taken.
+    vectors : Vectors
+        Those of the target.
     score : callable
         Scores (rows,) of rows (rows, columns) in which all but the columns ``EARLY`` are NaN.
     count, seed : int
@@ -189,7 +193,7 @@ def draft(
         Asked between generations whether to breed no more.
     """
     rng = np.random.default_rng(seed)
-    populations = [_Population(sketch, workload, score, rng) for sketch in sketches]
+    populations = [_Population(sketch, workload, vectors, score, rng) for sketch in sketches]
     for _ in range(GENERATIONS):
         if late():
             break
@@ -223,9 +227,11 @@ class _Living(NamedTuple):
 class _Population:
     """The best drafts of a sketch so far."""
 
-    def __init__(self, sketch: Sketch, workload: Rows, score: ScoreFn, rng: np.random.Generator) -> None:
+    def __init__(
+        self, sketch: Sketch, workload: Rows, vectors: Vectors, score: ScoreFn, rng: np.random.Generator
+    ) -> None:
         self._sketch = sketch
-        self._score = functools.partial(_scored, sketch, workload=workload, score=score)
+        self._score = functools.partial(_scored, sketch, workload=workload, vectors=vectors, score=score)
         self._rng = rng
         self._genes = rng.integers(0, sketch.domains, (2 * POPULATION, len(sketch.domains))).astype(np.int8)
         self._rows, self._scores = self._score(self._genes)
@@ -252,9 +258,9 @@ class _Population:
                 yield _Living(float(score), row[_FAMILY].tobytes(), self._sketch, genes)
 
 
-def _scored(sketch: Sketch, genes: Genes, workload: Rows, score: ScoreFn) -> tuple[Rows, FloatArray]:
+def _scored(sketch: Sketch, genes: Genes, workload: Rows, vectors: Vectors, score: ScoreFn) -> tuple[Rows, FloatArray]:
     """Rows and scores of drafts; minus infinity for what is not allowed."""
-    trace, unroll, allowed = sketch.columns(genes)
+    trace, unroll, allowed = sketch.columns(genes, vectors)
     rows = np.full((len(genes), len(FEATURES)), np.nan, dtype=np.float32)
     rows[:, EARLY] = workload[EARLY]
     rows[:, TRACE_START : TRACE_START + trace.shape[1]] = trace
