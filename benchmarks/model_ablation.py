@@ -31,7 +31,6 @@ GROUPS = {
         "sums over stores": r"sum_",
         "the trace's tiles": r"trace_",
         "the workload": r"workload_",
-        "buffers of the main store": r"main_buffer",
         "intensity curve": r"(main|sum)_intensity",
     },
     "autotvm": {
