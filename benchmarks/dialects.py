@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import math
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +134,11 @@ def halide(scratch: Path, preset: str) -> None:
         times = [trial["latency_s"] for trial in answer["top_k"] if trial["latency_s"]]
         own_s, best_s, first_s = answer["default_latency_s"], min(times), answer["rank1_latency_s"]
         rows.append([answer["name"], 1e3 * own_s, 1e3 * first_s, 1e3 * best_s, own_s / best_s, answer["seconds"]])
-    rows.append(["geometric mean", None, None, None, geometric_mean([row[4] for row in rows]), None])
+    rows.append(["geometric mean", None, None, None, statistics.geometric_mean([row[4] for row in rows]), None])
     rows[-1][-1] = statistics.fmean(row[5] for row in rows[:-1])
     columns = ["workload", "Adams2019's own ms", "rank 1 ms", "verified top 8 ms", "own / top 8", "seconds"]
     print(f"\nHalide, {tuned.value['trials']} trials to learn from, preset {preset}, {machine()}\n")
     print(markdown(columns, rows), flush=True)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive numbers."""
-    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from harness import machine, markdown, run
+from model_curves import networks_of
 from tune import CAREFUL, bests, in_turns
 from zero_shot import TOP_K, onnx_model
 
@@ -44,11 +44,6 @@ def random_session(work: Path, network: str, workloads: int, trials: int) -> Pat
     return Path(json.loads(about.read_text())["session"])
 
 
-def networks(table: Path) -> set[str]:
-    """Networks in a feature table."""
-    return {name for name in pq.read_table(table, columns=["network"])["network"].to_pylist() if name}
-
-
 def main() -> None:
     """Train, run at random, rank, answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,8 +60,8 @@ def main() -> None:
     models, own = work / "models", work / "own"
     run("lorien", "ingest", arguments.logs, "--dialect", "metaschedule", "--logs", work / "logs")
     run("lorien", "featurize", work / "logs", "-o", work / "features")
-    known = {name for path in (work / "features").rglob("*.parquet") for name in networks(path)}
-    held_out = ("--holdout-network", network) if any(is_of(name, network) for name in known) else ()
+    there = any(is_of(name, network) for name in networks_of(work / "features"))
+    held_out = ("--holdout-network", network) if there else ()
     run("lorien-train", work / "features", "-o", models, *held_out, "--reuse")
     run("lorien", "featurize", work / "random", "-o", own)
     (scores,) = run("lorien", "evaluate", own, "--models", models).value["targets"].values()
@@ -90,7 +85,7 @@ def main() -> None:
             default_s = answer["default_latency_s"] or math.nan
             rows.append([workload.name, default_s * 1e3, *(s * 1e3 for s in again_s), first, again_s[0] / again_s[1]])
             print(rows[-1], flush=True)
-    means = [math.exp(statistics.fmean(math.log(row[i]) for row in rows if math.isfinite(row[i]))) for i in (4, 5)]
+    means = [statistics.geometric_mean(row[i] for row in rows if math.isfinite(row[i])) for i in (4, 5)]
     columns = ["ms", "default", f"best of {arguments.trials} random", f"verified top {TOP_K}", "rank 1, times", "times"]
     print(f"\n{markdown(columns, [*rows, ['geometric mean', *[None] * 3, *means]])}\n")
     print(f"lorien rank: {done.seconds / len(workloads):.1f} s a workload")

@@ -153,7 +153,7 @@ def compare(arguments: argparse.Namespace) -> None:
     times: list[Any] = ["geometric mean, times the last"]
     for index in range(1, 1 + len(sides)):
         ratios = [row[len(sides)] / row[index] for row in rows]
-        times.append(math.exp(statistics.fmean(map(math.log, ratios))))
+        times.append(statistics.geometric_mean(ratios))
     seconds = [statistics.fmean(row[index] for row in rows) for index in (-2, -1)]
     columns = ["ms", *sides, "cold s", "warm s"]
     print(f"\n{machine()}\n\n{markdown(columns, [*rows, [*times, *seconds]])}\n")

@@ -192,7 +192,7 @@ def compare(arguments: argparse.Namespace) -> None:
             own_s = in_turns(measurer, workload, [found[workload.key] for found in best.values()])
             times_first.append([own_s[0] / latency_s for latency_s in own_s])
             rows.append([re.sub(r"\W+", " ", workload.name)[:40], *(latency_s * 1e3 for latency_s in own_s)])
-    means = [math.exp(statistics.fmean(map(math.log, column))) for column in zip(*times_first, strict=True)]
+    means = [statistics.geometric_mean(column) for column in zip(*times_first, strict=True)]
     rows.append(["times the first, geometric mean", *means])
     print("\n" + markdown(["best, ms", *(name.partition("-")[0] for name in reports)], rows))
 
@@ -289,7 +289,7 @@ def keep_building(workload: Workload, candidate: Candidate, core: int | None, bu
 
 def spread(times: list[float]) -> tuple[float, float, float]:
     """Geometric mean, least and most."""
-    return math.exp(statistics.fmean(map(math.log, times))), min(times), max(times)
+    return statistics.geometric_mean(times), min(times), max(times)
 
 
 PARTS = {"prepare": prepare, "stock": stock, "lorien": lorien, "compare": compare, "resume": resume, "beside": beside}

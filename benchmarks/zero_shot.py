@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,11 +96,8 @@ def main() -> None:
     columns = ["workload", "default ms", "rank-1 ms", f"verified top-{TOP_K} ms", "tuned (log) ms", "tuned (again) ms"]
     columns += ["vs log", "vs again", "seconds, cold"]
 
-    def geometric_mean(index: int) -> float:
-        values = [row[index] for row in rows if row[index]]
-        return math.exp(sum(map(math.log, values)) / len(values))
-
-    mean = ["geometric mean", *[None] * 5, geometric_mean(6), geometric_mean(7), geometric_mean(8)]
+    means = [statistics.geometric_mean(row[index] for row in rows if row[index]) for index in (6, 7, 8)]
+    mean = ["geometric mean", *[None] * 5, *means]
     print(f"\n{network}, {machine()}\n\n{markdown(columns, [*rows, mean])}")
 
 

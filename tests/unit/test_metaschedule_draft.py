@@ -49,9 +49,9 @@ def test_a_draft_is_described_as_the_schedule_it_becomes(task: Callable[[], Work
     known = describe(samples[:1], [task()])[0]
     rng = np.random.default_rng(0)
     compared = 0
-    for sketch in subject.sketches_of(samples):
+    for sketch in subject.sketches_of(samples, vectors_of(TARGET)):
         genes = rng.integers(0, sketch.domains, (12, len(sketch.domains))).astype(np.int8)
-        rows, scores = subject._scored(sketch, genes, known, vectors_of(TARGET), full_vectors_small_bodies)
+        rows, scores = subject._scored(sketch, genes, known, full_vectors_small_bodies)
         assert np.isnan(np.delete(rows, EARLY, axis=1)).all(), "nothing is given that a draft cannot know"
         for row, score, one in zip(rows, scores, genes, strict=True):
             schedule = space.make(sketch.trace(one)) if np.isfinite(score) else None
@@ -70,10 +70,8 @@ def test_drafts_are_what_the_model_asks_for_and_follow_the_seed() -> None:
     space = _Space(conv(), TARGET, 1)
     samples = space.sample(24)
     known = Describer(TARGET)(samples[:1], [conv()])[0]
-    sketches = subject.sketches_of(samples)
-    first, again, other = (
-        subject.draft(sketches, known, vectors_of(TARGET), full_vectors_small_bodies, 20, seed) for seed in (1, 1, 2)
-    )
+    sketches = subject.sketches_of(samples, vectors_of(TARGET))
+    first, again, other = (subject.draft(sketches, known, full_vectors_small_bodies, 20, seed) for seed in (1, 1, 2))
     assert first == again != other
     made = [schedule for schedule in map(space.make, first) if schedule is not None]
     assert len(made) >= 15

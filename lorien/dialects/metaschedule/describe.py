@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.metaschedule.intrin import register_intrinsics
-from lorien.dialects.metaschedule.vectors import AVX512, Vectors, vectors_of
+from lorien.dialects.metaschedule.vectors import Vectors, vectors_of
 from lorien.dialects.metaschedule.workload import module_of, tvm_target
 from lorien.records import Workload
 from lorien.target import Target
@@ -57,7 +57,6 @@ TILING = "meta_schedule.tiling_structure"
 _ARITHMETIC = ("mad", "add_sub", "mul", "div_mod", "compare", "math_call", "other_call")
 _POSITIONS = 8
 _BUFFER_NUMBERS = 18
-_VECTORIZED = ("vectorize_extent", "vectorize_inner")
 
 _VECTOR = "log2 16ths of a vector"
 _REGISTERS = "log2 512ths of the registers"
@@ -155,7 +154,7 @@ _TRACE_COLUMNS = _trace_columns()
 _KEPT = [index for index, column in enumerate(_STORE_COLUMNS) if column is not None]
 _FLOAT_OPS = [i for i, c in enumerate(_STORE_COLUMNS) if c is not None and c.name.startswith("float_")]
 _INDEX = {column.name: index for index, column in enumerate(_STORE_COLUMNS) if column is not None}
-_IN_VECTORS = [_INDEX[name] for name in _VECTORIZED]
+_IN_VECTORS = [_INDEX["vectorize_extent"], _INDEX["vectorize_inner"]]
 
 
 def _prefixed(prefix: str, what: str, columns: Sequence[Feature | None]) -> list[Feature]:
@@ -198,7 +197,7 @@ class Describer:
             buffers_per_store=BUFFERS, arith_intensity_curve_num_samples=CURVE_SAMPLES
         )
         self._cores = target.num_cores or 1
-        self._vectors = vectors_of(target)
+        self.vectors = vectors_of(target)
         self._workloads: dict[str, npt.NDArray[np.float64]] = {}
 
     def __call__(self, schedules: Sequence[Schedule | None], workloads: Sequence[Workload]) -> npt.NDArray[np.float32]:
@@ -207,7 +206,7 @@ class Describer:
         there = [i for i, schedule in enumerate(schedules) if schedule is not None]
         for i, stores in zip(there, self._stores([schedules[i] for i in there]), strict=True):
             if stores is not None:
-                tiling = tiling_columns(tiling_of(_steps(schedules[i])), self._vectors)[0]
+                tiling = tiling_columns(tiling_of(_steps(schedules[i])), self.vectors)[0]
                 parts = (self._summary(stores), tiling, self._workload(workloads[i]))
                 rows[i] = np.concatenate(parts)
         return rows
@@ -226,7 +225,7 @@ class Describer:
     def _summary(self, stores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if not len(stores):
             stores = np.zeros((1, len(_STORE_COLUMNS)))
-        stores[:, _IN_VECTORS] = np.log2(1 + (np.exp2(stores[:, _IN_VECTORS]) - 1) * AVX512.lanes / self._vectors.lanes)
+        stores[:, _IN_VECTORS] = np.log2(1 + (np.exp2(stores[:, _IN_VECTORS]) - 1) * self.vectors.sixteenths)
         arithmetic = stores[:, _FLOAT_OPS].max(axis=1)
         # Most arithmetic first; between copies, the one with most iterations.
         main = stores[np.lexsort((stores[:, _INDEX["iterations"]], arithmetic))[-1]]
@@ -309,7 +308,7 @@ def tiling_columns(tiling: Tiling, vectors: Vectors, rows: int = 1) -> npt.NDArr
     s, r = _levels(spatial), _levels(reduce)
     s0, s1, s2, *_ = [*s, 1.0, 1.0, 1.0]
     r0 = r[0] if r else 1.0
-    vector, held = AVX512.lanes / vectors.lanes, AVX512.floats / vectors.floats
+    vector, held = vectors.sixteenths, vectors.register_parts
     values: list[Number] = [
         len(spatial),
         len(reduce),

@@ -68,9 +68,12 @@ class Sketch:
     ----------
     traces : sequence of JSON traces
         Samples that differ in their decisions alone. Where a stage may be computed, they tell.
+    vectors : Vectors
+        Those of the target.
     """
 
-    def __init__(self, traces: Sequence[Json]) -> None:
+    def __init__(self, traces: Sequence[Json], vectors: Vectors) -> None:
+        self._vectors = vectors
         self.instructions = _before_postprocessors(traces[0][0])
         samples = [dict(decisions) for _, decisions in traces]
         self._open: list[_Tile | _Choice] = []
@@ -89,7 +92,7 @@ class Sketch:
             at += len(decided.domains)
         self.domains = np.array([size for decided in self._open for size in decided.domains], dtype=np.int64)
 
-    def columns(self, genes: Genes, vectors: Vectors) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    def columns(self, genes: Genes) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
         """Of drafts (drafts, genes): the trace's columns, what ``UNROLL`` will be, and which drafts are allowed."""
         decided = {one.index: one.values(genes) for one in self._open}
         allowed = np.ones(len(genes), dtype=np.bool_)
@@ -97,7 +100,7 @@ class Sketch:
             if isinstance(one, _Tile):
                 allowed &= decided[one.index][-1] <= one.innermost
         tiling: Tiling = tiling_of(self._steps(decided))
-        return tiling_columns(tiling, vectors, len(genes)), self._unroll(decided, len(genes)), allowed
+        return tiling_columns(tiling, self._vectors, len(genes)), self._unroll(decided, len(genes)), allowed
 
     def trace(self, genes: Genes) -> Json:
         """The JSON trace of a draft (genes,), before post-processing."""
@@ -159,19 +162,18 @@ class _Choice:
         return int(self.values(genes[None])[0])
 
 
-def sketches_of(schedules: Sequence[Schedule]) -> list[Sketch]:
-    """The sketches that random schedules of a workload are of."""
+def sketches_of(schedules: Sequence[Schedule], vectors: Vectors) -> list[Sketch]:
+    """The sketches that random schedules of a workload are of, for a target with these vectors."""
     by_form: dict[bytes, list[Json]] = {}
     for schedule in schedules:
         trace = candidate_of_trace(schedule.trace).schedule
         by_form.setdefault(orjson.dumps(_before_postprocessors(trace[0])), []).append(trace)
-    return [Sketch(traces) for traces in by_form.values()]
+    return [Sketch(traces, vectors) for traces in by_form.values()]
 
 
 def draft(
     sketches: Sequence[Sketch],
     workload: Rows,
-    vectors: Vectors,
     score: ScoreFn,
     count: int,
     seed: int,
@@ -184,8 +186,6 @@ def draft(
     sketches : sequence of Sketch
     workload : array (columns,)
         The row of any schedule of the workload: its own columns are taken.
-    vectors : Vectors
-        Those of the target.
     score : callable
         Scores (rows,) of rows (rows, columns) in which all but the columns ``EARLY`` are NaN.
     count, seed : int
@@ -193,7 +193,7 @@ def draft(
         Asked between generations whether to breed no more.
     """
     rng = np.random.default_rng(seed)
-    populations = [_Population(sketch, workload, vectors, score, rng) for sketch in sketches]
+    populations = [_Population(sketch, workload, score, rng) for sketch in sketches]
     for _ in range(GENERATIONS):
         if late():
             break
@@ -227,11 +227,9 @@ class _Living(NamedTuple):
 class _Population:
     """The best drafts of a sketch so far."""
 
-    def __init__(
-        self, sketch: Sketch, workload: Rows, vectors: Vectors, score: ScoreFn, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, sketch: Sketch, workload: Rows, score: ScoreFn, rng: np.random.Generator) -> None:
         self._sketch = sketch
-        self._score = functools.partial(_scored, sketch, workload=workload, vectors=vectors, score=score)
+        self._score = functools.partial(_scored, sketch, workload=workload, score=score)
         self._rng = rng
         self._genes = rng.integers(0, sketch.domains, (2 * POPULATION, len(sketch.domains))).astype(np.int8)
         self._rows, self._scores = self._score(self._genes)
@@ -258,9 +256,9 @@ class _Population:
                 yield _Living(float(score), row[_FAMILY].tobytes(), self._sketch, genes)
 
 
-def _scored(sketch: Sketch, genes: Genes, workload: Rows, vectors: Vectors, score: ScoreFn) -> tuple[Rows, FloatArray]:
+def _scored(sketch: Sketch, genes: Genes, workload: Rows, score: ScoreFn) -> tuple[Rows, FloatArray]:
     """Rows and scores of drafts; minus infinity for what is not allowed."""
-    trace, unroll, allowed = sketch.columns(genes, vectors)
+    trace, unroll, allowed = sketch.columns(genes)
     rows = np.full((len(genes), len(FEATURES)), np.nan, dtype=np.float32)
     rows[:, EARLY] = workload[EARLY]
     rows[:, TRACE_START : TRACE_START + trace.shape[1]] = trace

@@ -19,7 +19,6 @@ from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
-from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
@@ -139,7 +138,7 @@ def _drafts(
     if score is None or island.exhausted or island.described is None:
         return ()
     late = functools.partial(clock.past, DRAFTING_SHARE)
-    return draft_traces(sketches_of(samples), island.described, island.vectors, score, count, seed, late)
+    return draft_traces(sketches_of(samples, island.vectors), island.described, score, count, seed, late)
 
 
 def _diverse(found: Iterable[_Found], count: int) -> list[_Found]:
@@ -229,9 +228,9 @@ class _Island:
         self.described: npt.NDArray[np.float32] | None = None
         """The row of a schedule."""
         self.found: dict[bytes, _Found] = {}
-        self.vectors = vectors_of(space.target)
         self._space = space
         self._describe = Describer(space.target)
+        self.vectors = self._describe.vectors
         self._score = score
         self._scores: dict[Schedule, float] = {}
         self._first: list[Schedule] = []

@@ -19,7 +19,6 @@ from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
-from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
@@ -140,7 +139,6 @@ class _Search:
         self._model = model
         self._describe = describe
         self._draft = draft
-        self._vectors = vectors_of(target)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._tiny = False
@@ -239,7 +237,7 @@ class _Search:
         known = rows[~np.isnan(rows[:, 0])]
         if not len(known):
             return []
-        traces = draft_traces(sketches_of(samples), known[0], self._vectors, score, DRAFTS, self._seed)
+        traces = draft_traces(sketches_of(samples, self._describe.vectors), known[0], score, DRAFTS, self._seed)
         made = (make(self._workload, trace, self._context) for trace in traces)
         return [schedule for schedule in made if schedule is not None]
 

@@ -24,9 +24,14 @@ class Vectors(NamedTuple):
     registers: int
 
     @property
-    def floats(self) -> int:
-        """float32 numbers that all of them hold."""
-        return self.lanes * self.registers
+    def sixteenths(self) -> float:
+        """What one float32 number takes of a vector, in sixteenths: 1 with AVX-512."""
+        return 16 / self.lanes
+
+    @property
+    def register_parts(self) -> float:
+        """What one float32 number takes of all the registers, in 512ths: 1 with AVX-512."""
+        return 512 / (self.lanes * self.registers)
 
 
 AVX512, AVX, SSE, NEON = Vectors(16, 32), Vectors(8, 16), Vectors(4, 16), Vectors(4, 32)
@@ -45,6 +50,6 @@ def vectors_of(target: Target) -> Vectors:
     from tvm.target.codegen import target_has_features
 
     native = tvm_target(target)
-    return next(
-        (found for name, found in (("avx512f", AVX512), ("avx", AVX)) if target_has_features(name, native)), SSE
-    )
+    if target_has_features("avx512f", native):
+        return AVX512
+    return AVX if target_has_features("avx", native) else SSE
