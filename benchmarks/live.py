@@ -10,11 +10,11 @@
 
 ``prepare`` trains a model on the logs of all other networks, or on all of LOGS, of which none may be of a workload of
 the network, and chooses the network's heaviest convolutions. ``stock`` is TVM's ``tune_tasks``, on all cores. ``ours``
-answers each workload cold (a ``lorien rank --verify --top-k 8`` of its own, told to be done in time) and warm (one
-process that has answered another workload). ``guided`` is ``lorien tune`` of all of them with that model, for a few
-trials. ``compare`` builds and runs the best of each again, in turns, in one process: latencies of different hours say
-little. ``drafts`` searches with and without drafts, for as many seconds, and runs the eight candidates ranked first
-beside what stock found. All but ``prepare`` want an idle machine.
+answers each workload cold (a ``lorien rank --verify`` of its own, told to be done in time, with ``--top-k 8`` and with
+``auto``) and warm (one process that has answered another workload). ``guided`` is ``lorien tune`` of all of them with
+that model, for a few trials. ``compare`` builds and runs the best of each again, in turns, in one process: latencies of
+different hours say little. ``drafts`` searches with and without drafts, for as many seconds, and runs the eight
+candidates ranked first beside what stock found. All but ``prepare`` want an idle machine.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ from lorien.records import Candidate, Workload
 from lorien.tune.measure import Measurer
 
 TOP_K = 8
-START_S = 2.5
-"""Of a cold answer, what Python, TVM and the model take before the search begins."""
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -91,12 +89,15 @@ def ours(arguments: argparse.Namespace) -> None:
     answers: dict[str, dict[str, Any]] = {}
     for workload in workloads:
         one, database = work / "one.jsonl", work / "cold.db"
-        database.unlink(missing_ok=True)
         one.write_bytes(orjson.dumps(workload.to_json()) + b"\n")
-        options = ("--db", f"sqlite:///{database}", "--budget", f"{arguments.cold - START_S:.1f}s")
-        done = run("lorien", "rank", one, "--models", models, "--verify", "--top-k", str(TOP_K), *options)
-        (answer,) = done.value["workloads"]
-        answers[workload.key] = {"cold": {"seconds": done.seconds, "schedule": answer["schedule"]}}
+        answers[workload.key] = {}
+        for side, top_k in (("cold", TOP_K), ("cold, auto", "auto")):
+            database.unlink(missing_ok=True)
+            options = ("--db", f"sqlite:///{database}", "--budget", f"{arguments.cold}s", "--top-k", str(top_k))
+            done = run("lorien", "rank", one, "--models", models, "--verify", *options)
+            (answer,) = done.value["workloads"]
+            kept = {"seconds": done.seconds, "schedule": answer["schedule"], "tried": len(answer["top_k"])}
+            answers[workload.key][side] = kept
     options = {"models": str(models), "top_k": TOP_K, "budget_s": arguments.warm}
     with open_deliverer(native_target(), "metaschedule", **options) as deliverer:
         deliverer.deliver(workloads[-1])
@@ -136,30 +137,31 @@ def compare(arguments: argparse.Namespace) -> None:
         about = json.loads((work / "guided.json").read_text())
         print(f"lorien tune --model: {about['seconds'] / len(workloads):.1f} s a workload")
         tuned = {f"lorien tune --model, {about['trials']}": bests(Path(about["log"]), about["trials"]), **tuned}
-    sides = ["default", "rank 1", "warm", "cold", *tuned]
+    asked = ["rank 1", "warm", "cold", "cold, auto"]
+    timed = asked[1:]
+    sides = ["default", *asked, *tuned]
     rows: list[list[Any]] = []
     with Measurer("metaschedule", native_target(), CAREFUL) as measurer:
         for workload in workloads:
             answer = answers[workload.key]
-            candidates = [Candidate(None), *(Candidate(answer[side]["schedule"]) for side in sides[1:4])]
+            candidates = [Candidate(None), *(Candidate(answer[side]["schedule"]) for side in asked)]
             candidates += [found[workload.key] for found in tuned.values()]
             # The unscheduled one is slow, and nobody doubts which is faster.
             again = [measurer.measure(workload, candidates[:1])[0].latency_s or math.nan]
             again += in_turns(measurer, workload, candidates[1:])
-            rows.append(
-                [workload.name, *(s * 1e3 for s in again), answer["cold"]["seconds"], answer["warm"]["seconds"]]
-            )
+            rows.append([workload.name, *(s * 1e3 for s in again), *(answer[side]["seconds"] for side in timed)])
             print(rows[-1], flush=True)
     times: list[Any] = ["geometric mean, times the last"]
     for index in range(1, 1 + len(sides)):
         ratios = [row[len(sides)] / row[index] for row in rows]
         times.append(statistics.geometric_mean(ratios))
-    seconds = [statistics.fmean(row[index] for row in rows) for index in (-2, -1)]
-    columns = ["ms", *sides, "cold s", "warm s"]
-    print(f"\n{machine()}\n\n{markdown(columns, [*rows, [*times, *seconds]])}\n")
+    seconds = {side: statistics.fmean(answer[side]["seconds"] for answer in answers.values()) for side in timed}
+    columns = ["ms", *sides, *(f"{side} s" for side in timed)]
+    print(f"\n{machine()}\n\n{markdown(columns, [*rows, [*times, *seconds.values()]])}\n")
     print(f"stock: {records} trials in {tuning_s:.0f} s, {rate:.2f}/s")
     for trials in arguments.at:
-        print(f"{trials} trials of a workload: {trials / rate:.0f} s, {trials / rate / seconds[0]:.0f}x a cold answer")
+        stock_s = trials / rate
+        print(f"{trials} trials of a workload: {stock_s:.0f} s, {stock_s / seconds['cold']:.0f}x a cold answer")
 
 
 def drafts(arguments: argparse.Namespace) -> None:

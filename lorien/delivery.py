@@ -155,8 +155,17 @@ class Deliverer:
         self._verify_s = VERIFY_S
         self._seed = seed
 
-    def deliver(self, workload: Workload, *, fresh: bool = False) -> Delivery:
-        """The best schedule that can be had for a workload; when ``fresh``, without asking the database.
+    def deliver(self, workload: Workload, *, fresh: bool = False, spent_s: float = 0.0) -> Delivery:
+        """The best schedule that can be had for a workload.
+
+        Parameters
+        ----------
+        workload : Workload
+            What to run.
+        fresh : bool
+            Whether to leave the database unasked.
+        spent_s : float
+            Seconds of ``budget_s`` that are spent already.
 
         Raises
         ------
@@ -166,10 +175,10 @@ class Deliverer:
             The database could not be read or written.
         """
         started_s = time.monotonic()
-        hit = self.hit(workload)
+        hit = None if fresh else self.hit(workload)
         if hit is not None:
             return hit
-        deadline_s = None if self._budget_s is None else started_s + self._budget_s
+        deadline_s = None if self._budget_s is None else started_s - spent_s + self._budget_s
         candidates, rows = self._search(workload, deadline_s)
         default = Candidate(None)
         ranked, confident_k = self._first(workload, candidates, rows)

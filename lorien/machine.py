@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import psutil
 
@@ -16,3 +17,8 @@ def physical_cores() -> int:
     """Physical cores this process may run on, as far as the system tells."""
     available = available_cores()
     return min(available, psutil.cpu_count(logical=False) or available)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, its interpreter's start included."""
+    return max(0.0, time.time() - psutil.Process().create_time())

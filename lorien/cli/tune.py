@@ -186,9 +186,9 @@ class View:
     def watch(self, index: int, measurement: Measurement) -> None:
         """Called with each trial acknowledged."""
         if self.first_trial_s is None:
-            import psutil
+            from lorien.machine import process_age_s
 
-            self.first_trial_s = time.time() - psutil.Process().create_time()
+            self.first_trial_s = process_age_s()
         if not self._latest or self._latest[-1] != index:
             self._latest = [*(other for other in self._latest if other != index), index]
         now_s = time.monotonic()
