@@ -1,4 +1,4 @@
-"""TVM's own MetaSchedule as it comes, but on all cores and with time to build, for the benchmarks that compare with it."""
+"""TVM's own MetaSchedule as it comes, but on all cores and with time to build, for benchmarks that compare with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from lorien.dialects.metaschedule.workload import module_of, native_target, tvm_target
 from lorien.machine import available_cores
 from lorien.records import Workload
-
 
 BUILD_TIMEOUT_S = 120
 """Not TVM's 30: each of its build processes imports the intrinsics of all devices first, which takes a Zen 1 44 s."""
