@@ -5,8 +5,8 @@
 
 ``LOGS`` is a folder ``<target>/<network>/`` of MetaSchedule JSON databases, each with its ``lorien.json``. Every
 network but squeezenet is copied as it is: squeezenet is what ``make demo`` asks about, so nothing of it may be trained
-on. ``STORE`` is what ``tune_more.sh`` wrote; its sessions become ``more/``. A log that shares a workload with
-squeezenet stops the script.
+on. The sessions of ``STORE``, a log store such as ``tune_more.sh`` writes, go to ``more/`` beside those of other
+machines. A log that shares a workload with squeezenet stops the script.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ def main() -> None:
     parser.add_argument("--more", type=Path, metavar="STORE")
     parser.add_argument("--host", default="unknown", help="the machine that STORE was measured on, for people")
     arguments = parser.parse_args()
-    for name in ("metaschedule", "more"):
-        shutil.rmtree(HERE / name, ignore_errors=True)
+    shutil.rmtree(HERE / "metaschedule", ignore_errors=True)
     entries = []
     asked: set[str] = set()
     for target in sorted(path for path in arguments.logs.iterdir() if path.is_dir()):
@@ -104,10 +103,13 @@ def main() -> None:
         if asked & workload_hashes(session):
             sys.exit(f"{session} shares a workload with {QUESTION}: training on it would leak")
         about = json.loads((session / "lorien.json").read_text())
-        target_key = Target.parse(about["target"]).key
-        entries.append(
-            copy_session(session, HERE / "more" / target_key / session.name.rpartition("-")[2], arguments.host)
-        )
+        out = HERE / "more" / Target.parse(about["target"]).key / session.name.rpartition("-")[2]
+        shutil.rmtree(out, ignore_errors=True)
+        entries.append(copy_session(session, out, arguments.host))
+    paths = {entry["path"] for entry in entries}
+    known = json.loads((HERE / "manifest.json").read_text())["logs"]
+    entries += [entry for entry in known if entry["path"].startswith("more/") and entry["path"] not in paths]
+    entries.sort(key=lambda entry: str(entry["path"]))
     manifest = {"version": 1, "made_by": "python datasets/make_sample.py LOGS --more STORE", "logs": entries}
     (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -294,10 +294,13 @@ class Deliverer:
         best_s = math.inf
         while by_default is None or len(measured) < len(ranked):
             started_s = time.monotonic()
-            count = len(ranked) if deadline_s is None else BATCH
-            if deadline_s is not None and by_default is not None:
-                left, room = len(ranked) - len(measured), (deadline_s - started_s) / self._verify_s
+            count = len(ranked)
+            if deadline_s is not None:
+                first = by_default is None
+                left, room = len(ranked) - len(measured), (deadline_s - started_s) / self._verify_s - first
                 count = next((some for some in (BATCH, BATCH // 2) if min(some, left) <= room), 0)
+                if first:  # an answer of nothing verified would be in time, and of no use
+                    count = count or BATCH // 2
                 if not count:
                     break
             batch = [*ranked[len(measured) :][:count], *([default] if by_default is None else [])]

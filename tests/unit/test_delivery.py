@@ -57,7 +57,7 @@ def test_without_a_budget_all_at_once(batches: Batches) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget_s", "tried"), [(0.1, [5]), (6.5, [5]), (7.5, [5, 2]), (8.9, [5, 2]), (9.1, [5, 4]), (60, [5, 4])]
+    ("budget_s", "tried"), [(0.1, [3]), (6.5, [5]), (7.5, [5, 2]), (8.9, [5, 2]), (9.1, [5, 4]), (60, [5, 4])]
 )
 def test_as_many_as_there_is_time_for_and_the_first_ones_in_any_case(
     batches: Batches, budget_s: float, tried: list[int]
@@ -68,6 +68,11 @@ def test_as_many_as_there_is_time_for_and_the_first_ones_in_any_case(
 @pytest.mark.parametrize(("ranked", "budget_s", "tried"), [(5, 5.9, [5]), (5, 6.1, [5, 1]), (7, 8.1, [5, 3])])
 def test_the_last_ones_need_no_time_for_more(batches: Batches, ranked: int, budget_s: float, tried: list[int]) -> None:
     assert batches(1.0, budget_s, ranked) == tried
+
+
+def test_the_first_ones_are_fewer_where_time_is_short(batches: Batches) -> None:
+    assert batches(VERIFY_S, 5 * VERIFY_S - 0.01) == [3]
+    assert batches(VERIFY_S, 5 * VERIFY_S + 0.01) == [5]
 
 
 def test_slower_than_thought_counts_at_once_and_faster_by_halves(batches: Batches) -> None:
