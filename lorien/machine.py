@@ -21,4 +21,5 @@ def physical_cores() -> int:
 
 def process_age_s() -> float:
     """Seconds since this process was started, its interpreter's start included."""
-    return max(0.0, time.time() - psutil.Process().create_time())
+    created_s: float = psutil.Process().create_time()
+    return max(0.0, time.time() - created_s)

@@ -41,14 +41,12 @@ def log(autotvm_log: Callable[..., Path], line: Callable[..., str]) -> Path:
     return autotvm_log("given/mlp.log", lines)
 
 
-@pytest.fixture(params=["local", "aws"])
-def stores(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Where logs, features, models and schedules go."""
-    if request.param == "local":
-        return *(str(tmp_path / name) for name in ("logs", "features", "models")), f"sqlite:///{tmp_path}/s.db"
+@pytest.fixture
+def stores(
+    s3_folder: Callable[[str], str], aws: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    """Where logs, features, models and schedules go: AWS. The same in folders is the main job's test, and README's."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    s3_folder: Callable[[str], str] = request.getfixturevalue("s3_folder")
-    aws: Callable[[str], str] = request.getfixturevalue("aws")
     database = f"dynamodb://schedules-{uuid.uuid4().hex}?endpoint_url={aws('moto')}"
     assert lorien("commit", "--logs", s3_folder("seaweedfs"), "--db", database).returncode == 1
     assert result("database", "create", database) == {"database": database, "n_best": 8}
