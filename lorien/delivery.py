@@ -296,11 +296,11 @@ class Deliverer:
             started_s = time.monotonic()
             count = len(ranked)
             if deadline_s is not None:
-                first = by_default is None
+                first = by_default is None  # the default is of this batch
                 left, room = len(ranked) - len(measured), (deadline_s - started_s) / self._verify_s - first
-                count = next((some for some in (BATCH, BATCH // 2) if min(some, left) <= room), 0)
-                if first:  # an answer of nothing verified would be in time, and of no use
-                    count = count or BATCH // 2
+                # An answer of nothing verified would be in time, and of no use.
+                fewest = BATCH // 2 if first else 0
+                count = next((some for some in (BATCH, BATCH // 2) if min(some, left) <= room), fewest)
                 if not count:
                     break
             batch = [*ranked[len(measured) :][:count], *([default] if by_default is None else [])]
