@@ -12,9 +12,9 @@
 the network, and chooses the network's heaviest convolutions. ``stock`` is TVM's ``tune_tasks``, on all cores. ``ours``
 answers each workload cold (a ``lorien rank --verify`` of its own, told to be done in time, with ``--top-k 8`` and with
 ``auto``) and warm (one process that has answered another workload). ``guided`` is ``lorien tune`` of all of them with
-that model, for a few trials. ``compare`` builds and runs the best of each again, in turns, in one process: latencies of
-different hours say little. ``drafts`` searches with and without drafts, for as many seconds, and runs the eight
-candidates ranked first beside what stock found. All but ``prepare`` want an idle machine.
+that model, for a few trials. ``compare`` builds and runs the best of each again, in turns, in one process (latencies of
+different hours say little), and has the model score them. ``drafts`` searches with and without drafts, for as many
+seconds, and runs the eight candidates ranked first beside what stock found. All but ``prepare`` want an idle machine.
 """
 
 from __future__ import annotations
@@ -104,10 +104,15 @@ def ours(arguments: argparse.Namespace) -> None:
         for workload in workloads:
             found = deliverer.deliver(workload)
             answers[workload.key] |= {
-                "warm": {"seconds": found.seconds, "schedule": found.candidate.schedule},
+                "warm": {
+                    "seconds": found.seconds,
+                    "schedule": found.candidate.schedule,
+                    "tried": len(found.trials),
+                },
                 "rank 1": {"schedule": found.trials[0].candidate.schedule},
             }
-            print(workload.name, answers[workload.key]["cold"]["seconds"], found.seconds, flush=True)
+            told = {side: (own.get("seconds"), own.get("tried")) for side, own in answers[workload.key].items()}
+            print(workload.name, told, flush=True)
     (work / "ours.json").write_bytes(orjson.dumps(answers))
 
 
@@ -141,6 +146,8 @@ def compare(arguments: argparse.Namespace) -> None:
     timed = asked[1:]
     sides = ["default", *asked, *tuned]
     rows: list[list[Any]] = []
+    scores: list[list[Any]] = []
+    ranker = load_ranker(work / "models", native_target(), "metaschedule")
     with Measurer("metaschedule", native_target(), CAREFUL) as measurer:
         for workload in workloads:
             answer = answers[workload.key]
@@ -150,6 +157,7 @@ def compare(arguments: argparse.Namespace) -> None:
             again = [measurer.measure(workload, candidates[:1])[0].latency_s or math.nan]
             again += in_turns(measurer, workload, candidates[1:])
             rows.append([workload.name, *(s * 1e3 for s in again), *(answer[side]["seconds"] for side in timed)])
+            scores.append([workload.name, *ranker.rank(workload, candidates)])
             print(rows[-1], flush=True)
     times: list[Any] = ["geometric mean, times the last"]
     for index in range(1, 1 + len(sides)):
@@ -158,6 +166,7 @@ def compare(arguments: argparse.Namespace) -> None:
     seconds = {side: statistics.fmean(answer[side]["seconds"] for answer in answers.values()) for side in timed}
     columns = ["ms", *sides, *(f"{side} s" for side in timed)]
     print(f"\n{machine()}\n\n{markdown(columns, [*rows, [*times, *seconds.values()]])}\n")
+    print(f"{markdown(['score', *sides], scores)}\n")
     print(f"stock: {records} trials in {tuning_s:.0f} s, {rate:.2f}/s")
     for trials in arguments.at:
         stock_s = trials / rate
