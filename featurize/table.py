@@ -34,6 +34,7 @@ from lorien.featurize.schema import ROW_FIELDS, TableAbout, joined
 from lorien.featurize.store import TableStore, about_of, open_tables
 from lorien.files import kind_of_folder
 from lorien.logs.base import no_logs
+from lorien.logs.walk import info_for
 from lorien.machine import available_cores
 from lorien.records import TuningRecord
 
@@ -336,8 +337,9 @@ def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:
     report, rows = ReadReport(), 0
     with pq.ParquetWriter(table, schema, compression="zstd") as writer:
         batches: list[pa.RecordBatch] = []
-        for records, features in extractor.extract_log(path, log.info, report, (shard.index, shard.count), BATCH_ROWS):
-            batches.append(_record_batch(schema, records, features, log.info))
+        info = info_for(log, path)
+        for records, features in extractor.extract_log(path, info, report, (shard.index, shard.count), BATCH_ROWS):
+            batches.append(_record_batch(schema, records, features, info))
             rows += len(records)
             if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(batches))

@@ -31,6 +31,10 @@ class UnreadableLog(BadInput):
     """A path holds no log of the dialect it was given as."""
 
 
+class LogGone(BadInput):
+    """A log of a store is no longer there: it was removed, or replaced by a longer one."""
+
+
 class UnknownTarget(LorienError, LookupError):
     """No performance model has been trained for this target."""
 

@@ -36,6 +36,8 @@ _ALIASES = {"march": "arch", "mtriple": "mtriple", "target": "mtriple"}
 _SHORT_KINDS = {"x86": ("llvm", {}), "arm": ("llvm", {"device": "arm_cpu"}), "aarch64": ("llvm", {"device": "arm_cpu"})}
 _ARM = re.compile(r"arm|aarch64|cortex|neoverse|apple-|thunderx|ampere|graviton|a64fx|exynos|kryo|carmel", re.I)
 _RISCV = re.compile(r"riscv|sifive|rocket", re.I)
+_NO_MODEL = "unknown"
+"""TVM's default where no model was given, which tells nothing."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+]+")
 _KEY_FIELD = re.compile(f"-({'|'.join(IDENTITY_FIELDS)})_")
 
@@ -99,6 +101,17 @@ class Target:
         for name, attr in value.items():
             if name in ("kind", "tag", "host") or attr in (None, "", [], ()):
                 continue
+            if name == "model" and attr == _NO_MODEL:
+                continue
+            parts = attr if isinstance(attr, (list, tuple)) else (attr,)
+            if not all(isinstance(part, str) for part in parts) and not (
+                len(parts) == 1 and isinstance(parts[0], (int, float))
+            ):
+                raise BadInput(
+                    f"target attribute {name!r} is {attr!r:.80}: neither a text, a number nor a list of texts"
+                )
+            if name == "num-cores" and not str(attr).isdecimal():
+                raise BadInput(f"target attribute 'num-cores' is {attr!r:.80}: no number of cores")
             attrs[_ALIASES.get(name, name)] = tuple(attr) if isinstance(attr, list) else attr
         return cls(str(kind), tuple(sorted(attrs.items())))
 
@@ -149,12 +162,16 @@ class Target:
     @cached_property
     def key(self) -> str:
         """Readable identity, safe in file names and URLs: ``llvm-mcpu_znver4-num-cores_2``."""
-        parts = [self.kind]
-        for name, value in self.identity.items():
-            if name != "kind":
-                text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-                parts.append(f"{name}_{_UNSAFE.sub('-', text).strip('-')}")
-        return "-".join(parts)
+        return _key(self.identity)
+
+    @property
+    def past_keys(self) -> tuple[str, ...]:
+        """Keys that earlier versions gave this target, under which stores of theirs may have it."""
+        if "model" in self.identity:
+            return ()
+        # What TVM writes where no model was given was once taken for one.
+        identity = self.identity | {"model": _NO_MODEL}
+        return (_key({name: identity[name] for name in ("kind", *IDENTITY_FIELDS) if name in identity}),)
 
     @cached_property
     def family(self) -> str:
@@ -185,3 +202,12 @@ class Target:
 
     def __str__(self) -> str:
         return self.key
+
+
+def _key(identity: Mapping[str, Json]) -> str:
+    parts = [str(identity["kind"])]
+    for name, value in identity.items():
+        if name != "kind":
+            text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts.append(f"{name}_{_UNSAFE.sub('-', text).strip('-')}")
+    return "-".join(parts)

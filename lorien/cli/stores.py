@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LogsUrl = Annotated[str, typer.Option("--logs", help="Log store: a folder, file:// or s3:// URL.")]
 DatabaseUrl = Annotated[str, typer.Option("--db", help="Schedule database: sqlite:///path or dynamodb://table.")]
 
+MAX_PASSED_OVER = 20
 KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -64,6 +65,12 @@ def ingest(
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
     warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
+    hidden = len(report.passed_over) - MAX_PASSED_OVER
+    warn(
+        report.passed_over[:MAX_PASSED_OVER] + ([f"and {hidden} more; --json names all"] if hidden > 0 else []),
+        f"{len(report.passed_over)} files passed over:",
+    )
+    warn(report.failed_logs, f"{len(report.failed_logs)} logs not stored:")
     answer: dict[str, Json] = {
         "records": report.records,
         "failed": report.failed,
@@ -71,6 +78,8 @@ def ingest(
         "workloads": report.workloads,
         "new": report.new,
         "logs": report.logs,
+        "passed_over": report.passed_over,
+        "failed_logs": report.failed_logs,
     }
     if migrate:
         moved = answer["migrated"] = migrated(paths, dialect, store, resolved, network)
@@ -86,6 +95,8 @@ def ingest(
                 f"migrated: {moved['rebuilt']} of {moved['workloads']} workloads rebuilt, "
                 f"{moved['replayed']:,} of {moved['records']:,} records replay on today's TVM"
             )
+    if report.failed_logs:
+        raise typer.Exit(1)
 
 
 def migrated(
@@ -127,7 +138,7 @@ def commit(
     """Put the best schedules of the logs into the database."""
     from lorien.database import open_database
     from lorien.logs import open_logs
-    from lorien.logs.ingest import commit as run
+    from lorien.logs.commit import commit as run
 
     with open_database(db) as database, progress("committing") as update:
         report = run(
@@ -136,10 +147,21 @@ def commit(
             dialect=dialect,
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
+    warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
+    warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be read; nothing of them was committed:")
     if as_json:
-        emit({"records": report.records, "committed": report.committed})
+        emit(
+            {
+                "records": report.records,
+                "committed": report.committed,
+                "unreadable": report.unreadable,
+                "failed_logs": report.failed_logs,
+            }
+        )
     else:
         out.print(f"{report.records:,} records read, {report.committed:,} schedules entered {db}")
+    if report.failed_logs:
+        raise typer.Exit(1)
 
 
 @command

@@ -22,9 +22,7 @@ from lorien.dialects.autotvm import measurement_of
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Candidate, Json, TuningRecord, Workload
-from lorien.target import Target
 
-SUFFIXES = (".json", ".log", ".jsonl", ".txt")
 NAME_DIGITS = 8
 """Of a hash in a workload's name: enough to tell the tasks of a network apart."""
 
@@ -36,8 +34,8 @@ class AutoSchedulerDialect:
     shard_bytes = 256 << 10
 
     def find(self, path: Path) -> Iterator[Path]:
-        """Files named like a log that hold an Ansor line."""
-        yield from find_logs(path, SUFFIXES, _is_record)
+        """Files that hold an Ansor line."""
+        yield from find_logs(path, _is_record)
 
     def files(self, log: Path) -> list[Path]:
         """The file itself."""
@@ -65,7 +63,7 @@ class _Reader:
         self._info = info
         self._log = log
         self._workloads: dict[str, Workload] = {}
-        self._targets = Targets()
+        self._targets = Targets(info, str)
 
     def record(self, line: bytes) -> TuningRecord:
         """The record of a line. Raises ``BadInput`` saying what is wrong with it."""
@@ -81,7 +79,7 @@ class _Reader:
             raise BadInput("the steps are not a list of [kind, stage, ...]")
         return TuningRecord(
             workload=self._workload(key),
-            target=self._info.target or self._target(target),
+            target=self._targets(target),
             candidate=Candidate(steps),
             measurement=measurement_of(latencies_s, error, timestamp_s),
             build=self._info.build,
@@ -95,11 +93,6 @@ class _Reader:
         if key not in self._workloads:
             self._workloads[key] = workload_of(key, self._info)
         return self._workloads[key]
-
-    def _target(self, text: Json) -> Target:
-        if not isinstance(text, str):
-            raise BadInput(f"target {text!r:.80} is not a text")
-        return self._targets(text)
 
 
 def workload_of(key: str, info: LogInfo) -> Workload:

@@ -28,9 +28,7 @@ from lorien.dialects._lines import Targets, find_logs, iter_lines, json_object, 
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
-from lorien.target import Target
 
-SUFFIXES = (".log", ".json", ".jsonl", ".txt")
 # AutoTVM writes this latency for a failed measurement.
 FAILED_LATENCY_S = 1e9
 # autotvm.measure.MeasureErrorNo
@@ -66,8 +64,8 @@ class AutoTvmDialect:
     shard_bytes = 1 << 20
 
     def find(self, path: Path) -> Iterator[Path]:
-        """Files named like a log that hold an AutoTVM line."""
-        yield from find_logs(path, SUFFIXES, _is_record)
+        """Files that hold an AutoTVM line."""
+        yield from find_logs(path, _is_record)
 
     def files(self, log: Path) -> list[Path]:
         """The file itself."""
@@ -95,7 +93,7 @@ class _Reader:
         self._info = info
         self._log = log
         self._workloads: dict[bytes, Workload] = {}
-        self._targets = Targets()
+        self._targets = Targets(info, str)
 
     def record(self, line: bytes) -> TuningRecord:
         """The record of a line. Raises ``BadInput`` saying what is wrong with it."""
@@ -114,12 +112,14 @@ class _Reader:
             latencies_s, error, _, timestamp_s = result
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise BadInput(f"not an AutoTVM record ({type(problem).__name__}: {problem})") from None
-        if not isinstance(schedule, list) or not all(isinstance(knob, list) and len(knob) == 3 for knob in schedule):
+        if not isinstance(schedule, list) or not all(
+            isinstance(knob, list) and len(knob) == 3 and isinstance(knob[0], str) for knob in schedule
+        ):
             raise BadInput("config entity is not a list of [name, kind, value]")
         workload = self._workload(template, args, kwargs)
         return TuningRecord(
             workload=workload,
-            target=self._info.target or self._target(target),
+            target=self._targets(target),
             candidate=Candidate(schedule),
             measurement=measurement_of(latencies_s, error, timestamp_s),
             build=f"tvm {build}" if build else self._info.build,
@@ -134,11 +134,6 @@ class _Reader:
         if text not in self._workloads:
             self._workloads[text] = workload_of(identity, self._info)
         return self._workloads[text]
-
-    def _target(self, text: Json) -> Target:
-        if not isinstance(text, str):
-            raise BadInput(f"target {text!r} is not a string")
-        return self._targets(text)
 
 
 def _decode(line: bytes) -> dict[str, Any]:

@@ -50,7 +50,10 @@ class LogInfo:
     Parameters
     ----------
     target : Target, optional
-        The device. Given by the user, it overrides what the log says; None takes the log's word.
+        The device; None takes the log's word.
+    target_given : bool
+        The user, or the tuner that wrote the log, gave the target: it overrides what lines say. Else the log named it
+        when it was ingested, and a line that names another, or none that can be read, is no record.
     network : str, optional
         Network the log was tuned for.
     build : str
@@ -63,6 +66,7 @@ class LogInfo:
     network: str | None = None
     build: str = UNKNOWN_BUILD
     tasks: tuple[Task, ...] = ()
+    target_given: bool = True
 
     @cached_property
     def named(self) -> dict[str, Task]:
@@ -134,7 +138,7 @@ class LogDialect(Protocol):
 
 @runtime_checkable
 class LineDialect(LogDialect, Protocol):
-    """A log dialect whose logs are files of a record a line."""
+    """A log dialect with a record a line, in the last of a log's ``files``: its logs can be split by target."""
 
     def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
         """What makes a record of a line of the log, as ``read`` does. It raises ``BadInput`` on a line that is none."""

@@ -6,14 +6,12 @@ workload is named by the structural hash that its own TVM gave it, which is no h
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import orjson
 
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule import logs
+from lorien.dialects.metaschedule.graph import decoded
 from lorien.errors import BadInput
 from lorien.records import Json, TuningRecord, Workload
 
@@ -39,18 +37,18 @@ class MetaScheduleLegacyDialect:
         self, log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)
     ) -> Iterator[TuningRecord]:
         """See ``LogDialect``."""
-        return logs.read_folder(log, info, report, shard, read_workload)
+        return logs.read(log, info, report, shard, read_workload)
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """See ``LineDialect``."""
+        return logs.reader(log, info, read_workload)
 
 
 def graph_of(definition: str) -> Json:
     """The graph of nodes in the second part of a workload line. Raises ``BadInput`` when it is none of an old TVM."""
-    try:
-        # Eight bytes of length, then the JSON of TVM's object graph.
-        graph = orjson.loads(base64.b64decode(definition, validate=True)[8:])
-        if "root" in graph and graph["nodes"]:
-            return graph
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"not a workload of an old JSONDatabase: {error}") from None
+    graph = decoded(definition)
+    if "root" in graph and graph.get("nodes"):
+        return graph
     raise BadInput("not a workload of an old JSONDatabase. Fix: --dialect metaschedule for one of today's TVM")
 
 
@@ -59,12 +57,14 @@ def version_of(graph: Json) -> str:
     return str(graph.get("attrs", {}).get("tvm_version", "unknown"))
 
 
+def text_of(node: dict[str, Json]) -> str:
+    """The text of a node that is one: TVM leaves ``repr_str`` out of one that is empty."""
+    return str(node.get("repr_str", ""))
+
+
 def read_workload(line: bytes, info: LogInfo) -> Workload:
     """A line of the workload file. Raises ``BadInput``."""
-    try:
-        structural_hash, definition = orjson.loads(line)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"not a workload of JSONDatabase: {error}") from None
+    structural_hash, definition = logs.parts_of(line)
     graph = graph_of(definition)
     try:
         name = _name(graph["nodes"])
@@ -88,12 +88,12 @@ def _name(nodes: list[Json]) -> str:
         return found
 
     def shape(buffer: int) -> str:
-        extents = (nodes[extent] for extent in nodes[int(fields(buffer)["shape"])]["data"])
+        extents = (nodes[extent] for extent in nodes[int(fields(buffer)["shape"])].get("data", ()))
         return "x".join(e["attrs"]["value"] if e["type_key"] == "IntImm" else "?" for e in extents)
 
-    blocks = [nodes[int(n["attrs"]["name_hint"])]["repr_str"] for n in nodes if n["type_key"] == "tir.Block"]
+    blocks = [text_of(nodes[int(n["attrs"]["name_hint"])]) for n in nodes if n["type_key"] == "tir.Block"]
     function = next(n["attrs"] for n in nodes if n["type_key"] == "tir.PrimFunc")
-    pairs = nodes[int(function["buffer_map"])]["data"]
+    pairs = nodes[int(function["buffer_map"])].get("data", ())
     buffers = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    shapes = [shape(buffers[parameter]) for parameter in nodes[int(function["params"])]["data"]]
+    shapes = [shape(buffers[parameter]) for parameter in nodes[int(function["params"])].get("data", ())]
     return f"{'+'.join(block for block in blocks if block != 'root')}({','.join(shapes)})"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from lorien.target import Target
 
 SIDECAR = "lorien.json"
 SIDECAR_VERSION = 1
+DETAILS = "details.jsonl"
+"""Beside the native files of a session: what they have no place for."""
 SESSIONS = "sessions"
 """Folder of a store where tuning sessions grow: what is in it is no log yet."""
 
@@ -71,10 +74,15 @@ class StoredLog:
         SHA-256 over the decompressed content, hexadecimal: neither names nor compression change it.
     records, failed, unreadable, workloads : int
         What a full reading counted; ``failed`` ones are records too.
+    target_given : bool, optional
+        The target was given, by the user or beside the log, and overrides what its lines say; False when the log
+        itself named it. None in sidecars of before this was written down.
     host, job : str, optional
         Machine it was measured on and tuning job that wrote it, where known.
     started_s, ended_s : float, optional
         Unix times of the first and last measurement, where the log says.
+    place : str, optional
+        Where it is in a store, when its target's key was another then.
     """
 
     dialect: str
@@ -93,17 +101,21 @@ class StoredLog:
     job: str | None = None
     started_s: float | None = None
     ended_s: float | None = None
+    target_given: bool | None = None
+    place: str | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
         """Its place in a store: ``<dialect>/<target key>/<network>-<12 digits of the fingerprint>``."""
+        if self.place:
+            return self.place
         network = re.sub(r"[^A-Za-z0-9._+]+", "-", self.network or "").strip("-.") or "log"
         return f"{self.dialect}/{self.target.key}/{network}-{self.fingerprint[:12]}"
 
     @property
     def info(self) -> LogInfo:
         """What ``LogDialect.read`` is to be told."""
-        return LogInfo(self.target, self.network, self.build, self.tasks)
+        return LogInfo(self.target, self.network, self.build, self.tasks, self.target_given is not False)
 
     @property
     def size_bytes(self) -> int:
@@ -114,13 +126,14 @@ class StoredLog:
         """Content of the sidecar; what a tuner writes beside its log has the same names."""
         value = {"version": SIDECAR_VERSION} | asdict(self)
         value["target"] = self.target.to_json()
+        del value["place"]
         value["framework"] = value.pop("build")
         value["tasks"] = [task_to_json(task) for task in self.tasks]
         return value
 
     @classmethod
-    def from_json(cls, value: dict[str, Json], where: Path | str) -> StoredLog:
-        """Read what ``to_json`` wrote.
+    def from_json(cls, value: dict[str, Json], where: Path | str, place: str | None = None) -> StoredLog:
+        """Read what ``to_json`` wrote, at a place in a store.
 
         Raises
         ------
@@ -139,16 +152,20 @@ class StoredLog:
             raise BadInput(f"{where} names no target. Fix: ingest the log again with --target")
         names = ("dialect", "is_folder", "fingerprint", "records", "failed", "unreadable", "workloads")
         try:
-            return cls(
+            log = cls(
                 target=info.target,
                 network=info.network,
                 build=info.build,
                 tasks=info.tasks,
                 files=tuple(LogFile(**file) for file in value["files"]),
+                target_given=value.get("target_given"),
                 **{name: value[name] for name in (*names, "host", "job", "started_s", "ended_s")},
             )
         except (KeyError, TypeError) as error:
-            raise BadInput(f"{where} is damaged ({error}). Fix: ingest the log again") from None
+            raise BadInput(f"{where} is damaged ({error}). Fix: remove its folder and ingest the log again") from None
+        if any("/" in file.name or file.name in ("", "..") for file in log.files):
+            raise BadInput(f"{where} names files of other folders. Fix: remove it")
+        return log if place in (None, log.id) else replace(log, place=place)
 
 
 class LogStore(Protocol):
@@ -169,14 +186,14 @@ class LogStore(Protocol):
         """
 
     def local(self, log: StoredLog) -> AbstractContextManager[Path]:
-        """The log as a local path for ``LogDialect.read``, as long as the context lasts.
+        """The log as a local path for ``LogDialect.read``, as long as the context lasts. Every byte of it is checked.
 
         Raises
         ------
-        BadInput
-            It is no longer there.
+        LogGone
+            It is no longer there, or went before the files could be opened.
         ChecksumMismatch
-            A file is not the one that was published, where the store can tell.
+            A file is not the one that was published: it was damaged since.
         """
 
     def publish(self, log: StoredLog, files: Sequence[Path]) -> bool:
@@ -223,7 +240,7 @@ def read_sidecar(log: Path) -> dict[str, Json]:
     """
     path = sidecar_of(log)
     try:
-        value = orjson.loads(path.read_bytes())
+        value = orjson.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except FileNotFoundError:
         return {}
     except (OSError, orjson.JSONDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Logs into the log store, and their best schedules from there into the database."""
+"""Logs into the log store."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorien.database.base import ScheduleDatabase, latency_of
-from lorien.dialects import names, open_dialect
-from lorien.dialects._lines import chunks
+from lorien.dialects._compressed import plain_name
 from lorien.dialects.base import UNKNOWN_BUILD, LogDialect, ReadReport
-from lorien.errors import BadInput, LorienError, UnreadableLog
-from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
-from lorien.logs.split import split_by_target
-from lorien.records import Json, TuningRecord
+from lorien.errors import BadInput, ChecksumMismatch, LogGone, LorienError, UnreadableLog
+from lorien.logs.base import LogStore, StoredLog, info_of, read_sidecar, sidecar_of
+from lorien.logs.content import content_of, prefix_digests
+from lorien.logs.found import found, passed_over
+from lorien.logs.progress import Progress, Tick, ticker
+from lorien.logs.split import Part, split_by_target
+from lorien.records import Json
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, int], None]
-"""Called with (logs done, logs in all, records read so far)."""
-PROGRESS_RECORDS = 2000
-
-Tick = Callable[[Iterable[TuningRecord]], Iterator[TuningRecord]]
 
 
 @dataclass
@@ -47,6 +41,10 @@ class IngestReport:
         Ids of the logs in the store, in the order read.
     reasons : list of str
         Why lines could not be read: the first of each log.
+    passed_over : list of str
+        Files of the folders given that are no logs of the dialect, and why.
+    failed_logs : list of str
+        Logs of which nothing was stored, and why.
     """
 
     records: int = 0
@@ -56,17 +54,8 @@ class IngestReport:
     new: int = 0
     logs: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
-
-
-@dataclass
-class CommitReport:
-    """What ``commit`` met: records read, schedules that entered the database's n best, lines that could not be read."""
-
-    logs: int = 0
-    records: int = 0
-    committed: int = 0
-    unreadable: int = 0
-    reasons: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    failed_logs: list[str] = field(default_factory=list)
 
 
 def ingest(
@@ -82,7 +71,8 @@ def ingest(
 ) -> IngestReport:
     """Check the logs at or below the paths, every record of them, and put them in the store.
 
-    A log whose content is there already adds nothing. A log that grew takes the place of what it grew from.
+    A log whose content is there already adds nothing. A log that grew takes the place of what it grew from. Of several
+    logs, one that cannot be stored does not keep the others out: the report names it.
 
     Parameters
     ----------
@@ -98,53 +88,72 @@ def ingest(
     Raises
     ------
     UnreadableLog
-        There is no log of the dialect under a path, or one without a readable record. Logs before it are stored.
+        There is no log of the dialect under any path, or the only one has no readable record.
     BadInput
-        A log holds records of several targets, no target is given and it is not to be split; a ``lorien.json`` is
-        damaged; a target is given and logs are to be split.
+        The only log holds records of several targets, no target is given and it is not to be split, or a
+        ``lorien.json`` beside it is damaged; a target is given and logs are to be split.
     StoreUnavailable
-        The store cannot be read or written.
+        The store cannot be read or written. Logs before it are stored.
     """
     if split and target is not None:
         raise BadInput(
             "--target names one device for all records, --split takes them apart. Fix: leave out one of them"
         )
-    logs = list(dict.fromkeys(log for path in paths for log in _found(path, dialect)))
-    if not split:
-        return _ingest(logs, store, dialect, target, network, build, progress)
-    with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
-        folders = (Path(temporary, str(index)) for index in range(len(logs)))
-        parts = [
-            part for log, folder in zip(logs, folders, strict=True) for part in split_by_target(log, dialect, folder)
-        ]
-        return _ingest(parts, store, dialect, None, network, build, progress)
+    report = IngestReport()
+    failures: list[LorienError] = []
+
+    def failed(where: Path, error: LorienError) -> None:
+        failures.append(error)
+        report.failed_logs.append(str(error) if str(where) in str(error) else f"{where}: {error}")
+
+    for path in paths:
+        if not path.exists():
+            raise UnreadableLog(f"{path} does not exist. Fix: give the path of a log, or of a folder of logs")
+    logs: dict[Path, None] = {}
+    for path in paths:
+        try:
+            below = found(path, dialect)
+        except UnreadableLog as error:
+            failed(path, error)
+            continue
+        logs |= dict.fromkeys(below)
+        report.passed_over += [f"{file}: {reason}" for file, reason in passed_over(path, below, dialect)]
+    workloads: set[str] = set()
+    for done, path in enumerate(logs):
+        with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
+            try:
+                for part in split_by_target(path, dialect, Path(temporary)) if split else (path,):
+                    given = (target, network, build)
+                    tick = ticker(progress, done, len(logs), report.records)
+                    workloads |= _ingest(part, store, dialect, given, report, tick)
+            except BadInput as error:
+                failed(path, error)
+    report.workloads = len(workloads)
+    if failures and not report.logs:
+        raise failures[0] if len(failures) == 1 else BadInput(f"nothing was stored. {' '.join(report.failed_logs)}")
+    return report
 
 
 def _ingest(
-    logs: Sequence[Path],
+    part: Path | Part,
     store: LogStore,
     dialect: LogDialect,
-    target: Target | None,
-    network: str | None,
-    build: str | None,
-    progress: Progress | None,
-) -> IngestReport:
-    report = IngestReport()
-    workloads: set[str] = set()
-    for done, path in enumerate(logs):
-        read = ReadReport()
-        tick = _ticker(progress, done, len(logs), report.records)
-        log, keys = _describe(path, dialect, target, network, build, read, tick)
-        log, new = _store(log, dialect.files(path), store)
-        workloads |= keys
-        report.records += read.records
-        report.failed += read.failed
-        report.unreadable += read.unreadable
-        report.reasons += read.reasons
-        report.new += new
-        report.logs.append(log.id)
-    report.workloads = len(workloads)
-    return report
+    given: tuple[Target | None, str | None, str | None],
+    report: IngestReport,
+    tick: Tick,
+) -> set[str]:
+    """Store one log, or a part of one that was split, and count it; the keys of its workloads."""
+    path = part.path if isinstance(part, Part) else part
+    read = ReadReport()
+    log, workloads = _describe(path, dialect, *given, read, tick)
+    log, new = _store(log, dialect.files(path), store)
+    report.records += read.records
+    report.failed += read.failed
+    report.unreadable += read.unreadable
+    report.reasons += [part.where(reason) for reason in read.reasons] if isinstance(part, Part) else read.reasons
+    report.new += new
+    report.logs.append(log.id)
+    return workloads
 
 
 def publish(path: Path, store: LogStore, *, dialect: LogDialect) -> StoredLog:
@@ -161,57 +170,6 @@ def publish(path: Path, store: LogStore, *, dialect: LogDialect) -> StoredLog:
     log, _ = _describe(path, dialect, None, None, None, ReadReport(), iter)
     store.publish(log, dialect.files(path))
     return log
-
-
-def commit(
-    store: LogStore,
-    database: ScheduleDatabase,
-    *,
-    dialect: str | None = None,
-    target: Target | None = None,
-    progress: Progress | None = None,
-) -> CommitReport:
-    """Put the best schedules of the logs into the database. Doing it again changes nothing.
-
-    Raises
-    ------
-    BadInput
-        The store holds no such log.
-    StoreUnavailable, DatabaseUnavailable
-        What was committed before stays.
-    """
-    report = CommitReport()
-    logs = list(store.list(dialect, target))
-    if not logs:
-        raise no_logs(store.url)
-    for done, log in enumerate(logs):
-        reader = open_dialect(log.dialect)
-        read = ReadReport()
-        with store.local(log) as path:
-            tick = _ticker(progress, done, len(logs), report.records)
-            best = _n_best(tick(reader.read(path, log.info, read)), database.n_best)
-        report.committed += database.put_many(replace(record, log=f"{store.url}/{log.id}") for record in best)
-        report.logs += 1
-        report.records += read.records
-        report.unreadable += read.unreadable
-        report.reasons += read.reasons
-    return report
-
-
-def _found(path: Path, dialect: LogDialect) -> list[Path]:
-    """The logs at or below a path. Raises ``UnreadableLog`` that says what is there instead."""
-    if found := list(dialect.find(path)):
-        return found
-    if not path.exists():
-        raise UnreadableLog(f"{path} does not exist. Fix: give the path of a log, or of a folder of logs")
-    others = []
-    for name in names():
-        # A dialect that does not open here, for want of its framework, has nothing to say.
-        with suppress(LorienError, ImportError):
-            if any(True for _ in open_dialect(name).find(path)):
-                others.append(name)
-    looks = f"it looks like {' or '.join(others)}" if others else f"nor one of {', '.join(names())}"
-    raise UnreadableLog(f"{path} holds no {dialect.name} log, {looks}. Fix: --dialect with the framework that wrote it")
 
 
 def _describe(
@@ -234,7 +192,7 @@ def _describe(
         # Who names one network for all overrules what the tuner knew of each workload.
         tasks=tuple(replace(task, networks=()) for task in beside.tasks) if network else beside.tasks,
     )
-    files = tuple(_content(file) for file in dialect.files(path))
+    files = tuple(content_of(file) for file in dialect.files(path))
     targets: dict[str, Target] = {}
     workloads: set[str] = set()
     started_s, ended_s = math.inf, 0.0
@@ -251,10 +209,10 @@ def _describe(
             f"{path} holds records of {len(targets)} targets: {', '.join(sorted(targets))}. "
             "Fix: split it by target with --split, or name the device that measured all of it with --target"
         )
-    (found,) = targets.values()
+    (device,) = targets.values()
     log = StoredLog(
         dialect=dialect.name,
-        target=found,
+        target=device,
         network=info.network,
         build=info.build,
         tasks=info.tasks,
@@ -267,6 +225,7 @@ def _describe(
         workloads=len(workloads),
         host=_text(sidecar.get("host")),
         job=_text(sidecar.get("job")),
+        target_given=info.target is not None,
         started_s=started_s if ended_s else None,
         ended_s=ended_s or None,
     )
@@ -279,24 +238,9 @@ def _text(value: Json) -> str | None:
 
 def _plain_name(path: Path) -> str:
     """``resnet50`` of ``resnet50.log.gz``."""
-    return re.sub(r"(\.(log|jsonl?|txt))?(\.gz)?$", "", path.name) if path.is_file() else path.resolve().name
-
-
-def _content(path: Path) -> LogFile:
-    """Sizes and digests of a native file."""
-    digest = hashlib.sha256()
-    size = 0
-    tail = b""
-    for chunk in chunks(path):
-        head, newline, rest = chunk.rpartition(b"\n")
-        digest.update(tail + head + newline if newline else b"")
-        tail = rest if newline else tail + rest
-        size += len(chunk)
-    whole = digest.copy()
-    whole.update(tail)
-    # A file without a newline is one line: all of it stays.
-    lines, lines_size = (digest, size - len(tail)) if len(tail) < size else (whole, size)
-    return LogFile(path.name, path.stat().st_size, size, whole.hexdigest(), lines_size, lines.hexdigest())
+    if not path.is_file():
+        return path.resolve().name
+    return re.sub(r"\.(log|jsonl?|txt)$", "", plain_name(path.name).removesuffix(".tmp"), flags=re.IGNORECASE)
 
 
 def _store(log: StoredLog, files: Sequence[Path], store: LogStore) -> tuple[StoredLog, int]:
@@ -304,22 +248,42 @@ def _store(log: StoredLog, files: Sequence[Path], store: LogStore) -> tuple[Stor
     others = list(store.list(log.dialect, log.target))
     shorter = _grown_from(log, files, others)
     same = next((other for other in others if other.fingerprint == log.fingerprint), None)
-    new = 0
+    known = max((other.records for other in shorter), default=0)
+    if same is not None and not _is_whole(same, store):
+        logger.warning("%s was damaged in the store; it is stored anew", same.id)
+        known = max(known, same.records)
+        store.remove(same)
+        same = None
     if same is None:
         # False when another process has just stored the same.
-        if store.publish(log, files):
-            new = log.records - max((other.records for other in shorter), default=0)
-    elif same.build == UNKNOWN_BUILD != log.build:
-        log = replace(same, build=log.build)
-        store.describe(log)
-        logger.info("%s is there already, and now of %s", log.id, log.build)
+        new = log.records - known if store.publish(log, files) else 0
     else:
-        logger.info("%s is there already", same.id)
-        log = same
+        log, new = _told_anew(log, same, store)
     for other in shorter:
         logger.info("%s grew to %s, which takes its place", other.id, log.id)
         store.remove(other)
     return log, new
+
+
+def _told_anew(log: StoredLog, same: StoredLog, store: LogStore) -> tuple[StoredLog, int]:
+    """What is known of a log that is there already, after it was ingested again: what was told first stays."""
+    told = replace(same, build=log.build if same.build == UNKNOWN_BUILD else same.build)
+    if log.target_given and not same.target_given:  # Now the user vouches for lines that were of no target before.
+        told = replace(told, target_given=True, records=log.records, failed=log.failed, unreadable=log.unreadable)
+    if told == same:
+        logger.info("%s is there already", same.id)
+    else:
+        store.describe(told)
+        logger.info("%s is there already; its description was brought up to date", same.id)
+    return told, max(0, told.records - same.records)
+
+
+def _is_whole(log: StoredLog, store: LogStore) -> bool:
+    try:
+        with store.local(log):
+            return True
+    except (ChecksumMismatch, LogGone):
+        return False
 
 
 def _grown_from(log: StoredLog, files: Sequence[Path], others: Sequence[StoredLog]) -> list[StoredLog]:
@@ -332,60 +296,10 @@ def _grown_from(log: StoredLog, files: Sequence[Path], others: Sequence[StoredLo
         and all(old.lines_bytes <= new.bytes for old, new in zip(other.files, log.files, strict=True))
     ]
     digests = [
-        _prefixes(path, {other.files[index].lines_bytes for other in shorter}) for index, path in enumerate(files)
+        prefix_digests(path, {other.files[index].lines_bytes for other in shorter}) for index, path in enumerate(files)
     ]
     return [
         other
         for other in shorter
         if all(digest[old.lines_bytes] == old.lines_sha256 for digest, old in zip(digests, other.files, strict=True))
     ]
-
-
-def _prefixes(path: Path, sizes: set[int]) -> dict[int, str]:
-    """SHA-256 of the first bytes of a file's content, for each of the sizes, in one pass."""
-    found = {}
-    digest = hashlib.sha256()
-    at = 0
-    wanted = sorted(sizes)
-    for chunk in chunks(path) if wanted else ():
-        while wanted and wanted[0] <= at + len(chunk):
-            prefix = digest.copy()
-            prefix.update(chunk[: wanted[0] - at])
-            found[wanted.pop(0)] = prefix.hexdigest()
-        if not wanted:
-            break
-        digest.update(chunk)
-        at += len(chunk)
-    return found
-
-
-def _n_best(records: Iterable[TuningRecord], n: int) -> list[TuningRecord]:
-    """What of a log can enter a database: ``n`` of each workload, build and variant, however many records there are."""
-    best: dict[tuple[str, str, str | None], dict[str, TuningRecord]] = {}
-    slowest_s: dict[tuple[str, str, str | None], float] = {}
-    for record in records:
-        item = record.workload.key, record.build, record.variant
-        if not record.measurement.ok or latency_of(record) > slowest_s.get(item, math.inf):
-            continue
-        kept = best.setdefault(item, {})
-        if record.key not in kept or latency_of(record) < latency_of(kept[record.key]):
-            kept[record.key] = record
-        if len(kept) == 2 * n:
-            best[item] = dict(sorted(kept.items(), key=_rank)[:n])
-            slowest_s[item] = max(map(latency_of, best[item].values()))
-    return [record for kept in best.values() for _, record in sorted(kept.items(), key=_rank)[:n]]
-
-
-def _rank(item: tuple[str, TuningRecord]) -> tuple[float, str]:
-    key, record = item
-    return latency_of(record), key
-
-
-def _ticker(progress: Progress | None, done: int, logs: int, before: int) -> Tick:
-    def tick(records: Iterable[TuningRecord]) -> Iterator[TuningRecord]:
-        for count, record in enumerate(records):
-            if progress and count % PROGRESS_RECORDS == 0:
-                progress(done, logs, before + count)
-            yield record
-
-    return tick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import orjson
 
-from lorien.errors import BadInput, LorienError, StoreUnavailable
+from lorien.errors import BadInput, ChecksumMismatch, LogGone, LorienError, StoreUnavailable, UnreadableLog
 from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder
 from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
+from lorien.logs.content import content_of
 from lorien.target import Target
 
 URL_PREFIX = "file://"
@@ -32,20 +34,46 @@ class LocalLogStore:
 
     def list(self, dialect: str | None = None, target: Target | None = None) -> Iterator[StoredLog]:
         """See ``LogStore.list``."""
-        pattern = f"{dialect or '*'}/{target.key if target else '*'}/*/{SIDECAR}"
         with self._explained("read"):
-            for sidecar in sorted(self._root.glob(pattern)):
-                below = sidecar.relative_to(self._root).parts[0]
-                if below != SESSIONS and not sidecar.parent.name.startswith(TEMPORARY_PREFIX):
-                    yield StoredLog.from_json(read_sidecar(sidecar.parent), sidecar)
+            for group in [self._root / dialect] if dialect else _folders(self._root):
+                if group.name == SESSIONS:
+                    continue
+                for device in _folders(group):
+                    if target is not None and device.name not in (target.key, *target.past_keys):
+                        continue
+                    for folder in _folders(device):
+                        sidecar = read_sidecar(folder)
+                        if sidecar:  # Else it is no log, or was removed since it was listed.
+                            place = folder.relative_to(self._root).as_posix()
+                            yield StoredLog.from_json(sidecar, folder / SIDECAR, place)
 
     @contextmanager
     def local(self, log: StoredLog) -> Iterator[Path]:
         """See ``LogStore.local``."""
-        path = self._root / log.id
-        if not path.is_dir():
-            raise BadInput(f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again")
-        yield path if log.is_folder else path / log.files[0].name
+        folder = self._root / log.id
+        try:
+            self._check(log, folder)
+            yield folder if log.is_folder else folder / log.files[0].name
+        except (UnreadableLog, OSError) as error:
+            if folder.is_dir():
+                raise
+            raise LogGone(
+                f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again"
+            ) from error
+
+    def _check(self, log: StoredLog, folder: Path) -> None:
+        """Raise ``ChecksumMismatch`` when a file is not the one that was published."""
+        for file in log.files:
+            with self._explained("read", let=FileNotFoundError):
+                found = content_of(folder / file.name) if (folder / file.name).is_file() else None
+            if found is None and not folder.is_dir():
+                raise FileNotFoundError(folder)
+            if found is None or (found.bytes, found.sha256) != (file.bytes, file.sha256):
+                raise ChecksumMismatch(
+                    f"{file.name} of {log.id} in {self.url} is not the file that was ingested: "
+                    f"{'it is missing' if found is None else 'it was damaged or edited since'}. "
+                    "Fix: lorien ingest the log again, which replaces it"
+                )
 
     def publish(self, log: StoredLog, files: Sequence[Path]) -> bool:
         """See ``LogStore.publish``."""
@@ -83,16 +111,28 @@ class LocalLogStore:
             shutil.rmtree(aside)
 
     @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
+    def _explained(self, verb: str, let: type[OSError] | tuple[()] = ()) -> Iterator[None]:
         try:
             yield
         except LorienError:
+            raise
+        except let:
             raise
         except OSError as error:
             raise StoreUnavailable(
                 f"cannot {verb} log store {self.url}: {error.strerror or error}. Nothing half-written counts as a log. "
                 "Fix: see that the disk has room and the folder can be written, then run again"
             ) from error
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Sorted folders of a folder; none when it has gone."""
+    try:
+        with os.scandir(parent) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(TEMPORARY_PREFIX)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [parent / name for name in sorted(names)]
 
 
 def _sidecar(log: StoredLog) -> bytes:

@@ -6,6 +6,7 @@ publishers and a remover of the same log at the same time never touch each other
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from lorien.errors import BadInput, ChecksumMismatch
+from lorien.errors import BadInput, ChecksumMismatch, LogGone
 from lorien.files import sha256_of
 from lorien.logs.base import SIDECAR, StoredLog
 from lorien.records import Json
@@ -31,13 +32,14 @@ class S3LogStore:
 
     def list(self, dialect: str | None = None, target: Target | None = None) -> Iterator[StoredLog]:
         """See ``LogStore.list``."""
-        below = f"{dialect}/{target.key}/" if dialect and target else f"{dialect}/" if dialect else ""
-        for page in self._s3.pages(below):
+        keys = (target.key, *target.past_keys) if target else ("",)
+        below = [f"{dialect}/{key}/" if key else f"{dialect}/" for key in keys] if dialect else [""]
+        for page in itertools.chain.from_iterable(map(self._s3.pages, below)):
             places = [name.rpartition("/")[0] for name in page if name.endswith(f"/{SIDECAR}") and name.count("/") == 3]
-            wanted = [place for place in places if target is None or place.split("/")[1] == target.key]
+            wanted = [place for place in places if target is None or place.split("/")[1] in keys]
             for place, sidecar in zip(wanted, self._s3.each(self._sidecar, wanted), strict=True):
                 if sidecar is not None:  # Removed since it was listed.
-                    yield StoredLog.from_json(sidecar, f"{self.url}/{place}/{SIDECAR}")
+                    yield StoredLog.from_json(sidecar, f"{self.url}/{place}/{SIDECAR}", place)
 
     @contextmanager
     def local(self, log: StoredLog) -> Iterator[Path]:
@@ -110,8 +112,8 @@ class S3LogStore:
         sidecar: dict[str, Json] = value
         return sidecar
 
-    def _gone(self, log: StoredLog) -> BadInput:
-        return BadInput(f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again")
+    def _gone(self, log: StoredLog) -> LogGone:
+        return LogGone(f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again")
 
 
 def _with_content(log: StoredLog, content: dict[str, Json]) -> bytes:

@@ -3,49 +3,98 @@
 from __future__ import annotations
 
 import shutil
+from array import array
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from lorien.dialects._lines import iter_lines
-from lorien.dialects.base import LineDialect, LogDialect, LogInfo
-from lorien.errors import BadInput
-from lorien.logs.base import read_sidecar, sidecar_of
+from lorien.dialects._compressed import plain_name
+from lorien.dialects._lines import decode, iter_lines
+from lorien.dialects.base import LineDialect, LogDialect
+from lorien.errors import BadInput, UnreadableLog
+from lorien.logs.base import info_of, read_sidecar, sidecar_of
 
 
-def split_by_target(log: Path, dialect: LogDialect, folder: Path) -> list[Path]:
-    """Write the lines of a log, unchanged, to a file for each target that they name; the files, by target key.
+@dataclass
+class Part:
+    """What a log holds of one target.
 
-    Each file has the log's name, without ``.gz``, and its ``lorien.json`` beside it. Lines that cannot be read stay
+    Parameters
+    ----------
+    path : Path
+        The part, a log of the same dialect.
+    source : Path
+        Record file of the log that was split.
+    lines : array of int
+        Number in ``source`` of each line of the part's record file.
+    """
+
+    path: Path
+    source: Path
+    lines: array[int] = field(default_factory=lambda: array("q"), repr=False)
+
+    def where(self, reason: str) -> str:
+        """A reason of a ``ReadReport`` on the part, with the file and the line number of the source."""
+        place, _, why = reason.partition(": ")
+        _, _, number = place.rpartition(":")
+        return f"{self.source.name}:{self.lines[int(number) - 1]}: {why}" if number.isdecimal() else reason
+
+
+def split_by_target(log: Path, dialect: LogDialect, folder: Path) -> list[Part]:
+    """Write the lines of a log, unchanged, to a log for each target that they name; the parts, by target key.
+
+    Each part has the log's name, uncompressed, its ``lorien.json`` and its other files. Lines that cannot be read stay
     with those before them, so that each is reported once.
 
     Raises
     ------
     BadInput
-        The dialect's logs are not files of a record a line, or a ``lorien.json`` names one target for all.
+        The dialect's logs have no record a line, or a ``lorien.json`` names one target for all.
+    UnreadableLog
+        No line can be read.
     """
     if not isinstance(dialect, LineDialect):
-        raise BadInput(f"logs of {dialect.name} are of one device each. Fix: leave out --split")
+        raise BadInput(f"logs of {dialect.name} cannot be split. Fix: leave out --split")
     if read_sidecar(log).get("target"):
         raise BadInput(f"{sidecar_of(log)} names one target for all of {log.name}. Fix: leave out --split")
-    record = dialect.reader(log, LogInfo())
+    *others, source = dialect.files(log)
+    # Who made the log may be told beside it; which device, each line says.
+    record = dialect.reader(log, info_of(read_sidecar(log), sidecar_of(log)))
+    name = plain_name(source.name)
+    parts: dict[str, Part] = {}
     files: dict[str, BinaryIO] = {}
-    unread: list[bytes] = []
+    unread: list[tuple[int, bytes]] = []
+    first = "it is empty"
     key = ""
     with ExitStack() as stack:
-        for _, line in iter_lines(log):
+        for number, line in iter_lines(source):
             try:
-                key = record(line).target.key
-            except BadInput:
+                key = decode(record, line).target.key
+            except BadInput as error:
                 if not key:
-                    unread.append(line)
+                    first = first if unread else f"{source.name}:{number}: {error}"
+                    unread.append((number, line))
                     continue
             if key not in files:
-                path = folder / key / log.name.removesuffix(".gz")
-                path.parent.mkdir(parents=True)
-                if sidecar_of(log).is_file():
-                    shutil.copy(sidecar_of(log), path.parent)
-                files[key] = stack.enter_context(path.open("wb"))
-            files[key].writelines(part + b"\n" for part in (*unread, line))
+                path = _new_part(log, folder / key, others)
+                files[key] = stack.enter_context((path / name if log.is_dir() else path).open("wb"))
+                parts[key] = Part(path, source)
+            for own, text in (*unread, (number, line)):
+                files[key].write(text + b"\n")
+                parts[key].lines.append(own)
             unread = []
-        return [Path(files[key].name) for key in sorted(files)]
+    if not parts:
+        raise UnreadableLog(f"{log} has no readable record ({first}). Nothing of it was stored")
+    return [parts[key] for key in sorted(parts)]
+
+
+def _new_part(log: Path, folder: Path, others: list[Path]) -> Path:
+    """The path of a part, with all but its record file in place."""
+    path = folder / (log.resolve().name if log.is_dir() else plain_name(log.name))
+    place = path if log.is_dir() else folder
+    place.mkdir(parents=True)
+    for file in (*others, sidecar_of(log)):
+        if file.is_file():
+            shutil.copy(file, place)
+    return path

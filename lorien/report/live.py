@@ -26,13 +26,12 @@ from lorien.database.base import ScheduleDatabase
 from lorien.database.jobs import Counts, JobState, JobTable, Run, Status, open_jobs
 from lorien.database.queue import find_run
 from lorien.errors import LorienError
-from lorien.logs.base import SESSIONS
+from lorien.logs.base import DETAILS, SESSIONS
 from lorien.records import Json
 from lorien.report import charts
 from lorien.report.page import render
 from lorien.serve.guard import digest, of_this_machine
 from lorien.serve.server import answer, listener
-from lorien.tune.session import DETAILS
 
 logger = logging.getLogger(__name__)
 

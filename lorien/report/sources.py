@@ -20,14 +20,14 @@ from lorien.dialects.base import ReadReport
 from lorien.errors import BadInput, LorienError
 from lorien.featurize.store import open_tables
 from lorien.logs import open_logs
-from lorien.logs.base import SESSIONS, SIDECAR, info_of, read_sidecar
+from lorien.logs.base import DETAILS, SESSIONS, SIDECAR, info_of, read_sidecar
+from lorien.logs.walk import LogWalk
 from lorien.models.store import Model, open_models
 from lorien.records import Json, Measurement, TuningRecord
 from lorien.report.judge import Judgement, judge
 from lorien.report.peak import Peak
 from lorien.report.tally import Key, Tally, TargetTally, WorkloadTally, shared_out
 from lorien.s3 import S3Folder
-from lorien.tune.session import DETAILS
 
 _SQLITE = b"SQLite format 3\0"
 
@@ -299,14 +299,12 @@ def _details(path: Path) -> Iterator[tuple[float, Measurement | None]]:
 def _stored(url: str, report: Report) -> Iterator[TuningRecord]:
     """The records of all logs of a store; where it has none yet, of the logs and sessions that lie below the folder."""
     store = open_logs(url)
-    stored = False
-    for log in store.list():
-        stored = True
+    walk = LogWalk(store)
+    for log in walk:
         read = ReadReport()
-        with store.local(log) as path:
-            yield from (replace(record, log=log.id) for record in open_dialect(log.dialect).read(path, log.info, read))
+        yield from (replace(record, log=log.id) for record in walk.read(log, read))
         _skipped(report, log.id, read)
-    if not stored and not url.startswith("s3://"):
+    if not walk.total and not url.startswith("s3://"):
         for sidecar in sorted(Path(url.removeprefix("file://")).rglob(SIDECAR)):
             yield from _session(sidecar.parent, report)[1]
 
@@ -351,15 +349,15 @@ def _run_records(
     """The trials of a run: of jobs that are done in the log store, of the others in their sessions."""
     store = open_logs(logs)
     published = set()
-    for log in store.list():
+    walk = LogWalk(store)
+    for log in walk:
         # Folders of sessions are named alike in every run: the time and the workloads tell the runs apart.
         if (log.target.key, log.job or "") in sealed and (log.started_s or run.created_s) >= run.created_s:
             published.add(sealed[log.target.key, log.job or ""])
             read = ReadReport()
-            with store.local(log) as path:
-                for record in open_dialect(log.dialect).read(path, log.info, read):
-                    if (record.target.key, record.workload.key) in wanted:
-                        yield replace(record, log=log.id)
+            for record in walk.read(log, read):
+                if (record.target.key, record.workload.key) in wanted:
+                    yield replace(record, log=log.id)
             _skipped(report, log.id, read)
     if logs.startswith("s3://"):
         report.problems.append(f"run {run.name}: jobs that are not done have their sessions with their workers")

@@ -23,9 +23,8 @@ import orjson
 
 from lorien.errors import BadInput, ChecksumMismatch, LorienError, SchemaMismatch, StoreUnavailable
 from lorien.files import atomic_folder
-from lorien.logs.base import SIDECAR
+from lorien.logs.base import DETAILS, SIDECAR
 from lorien.s3 import Object, S3Folder
-from lorien.tune.session import DETAILS
 
 logger = logging.getLogger(__name__)
 

@@ -30,13 +30,12 @@ from lorien.dialects import open_live_dialect
 from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.errors import BadInput, StoreUnavailable
 from lorien.files import atomic_folder
-from lorien.logs.base import SIDECAR, info_of, read_sidecar, task_to_json
+from lorien.logs.base import DETAILS, SIDECAR, info_of, read_sidecar, task_to_json
 from lorien.records import Candidate, Measurement, Workload, canonical_json
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
-DETAILS = "details.jsonl"
 _NAME_CHARS = 80
 KEPT = 64
 """Fastest candidates of a workload that stay in memory, for a search to start from."""

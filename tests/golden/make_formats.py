@@ -18,7 +18,7 @@ import lorien
 from lorien.cli.workloads import write_workloads
 from lorien.database.jobs import Run, open_jobs
 from lorien.featurize.table import featurize
-from lorien.logs.ingest import commit
+from lorien.logs.commit import commit
 from lorien.models.data import group_tables, read_features, read_rows
 from lorien.models.lower import lower
 from lorien.models.store import SCORER_FILE, Model

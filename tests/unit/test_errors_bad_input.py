@@ -119,7 +119,8 @@ from lorien.database import open_database
 from lorien.dialects import open_dialect
 from lorien.errors import DatabaseUnavailable, StoreUnavailable
 from lorien.logs import open_logs
-from lorien.logs.ingest import commit, ingest
+from lorien.logs.commit import commit
+from lorien.logs.ingest import ingest
 from lorien.target import Target
 log, store, full, database = sys.argv[1:]
 try:

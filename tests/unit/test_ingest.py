@@ -14,7 +14,8 @@ from lorien.dialects import open_dialect
 from lorien.errors import BadInput, UnreadableLog
 from lorien.logs import open_logs
 from lorien.logs.base import LogStore
-from lorien.logs.ingest import IngestReport, commit, ingest
+from lorien.logs.commit import commit
+from lorien.logs.ingest import IngestReport, ingest
 from lorien.target import Target
 
 AUTOTVM = open_dialect("autotvm")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lorien.dialects import _lines
-from lorien.dialects._lines import find_logs, head_lines, iter_lines
+from lorien.dialects import _compressed, _lines
+from lorien.dialects._lines import find_logs, head_lines, iter_lines, parsed, why_not
 from lorien.errors import UnreadableLog
 
 
@@ -22,7 +22,7 @@ def test_numbers_lines_and_skips_blank_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("newline_at_end", [True, False])
 def test_gzip_equals_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newline_at_end: bool) -> None:
-    monkeypatch.setattr(_lines, "CHUNK_BYTES", 1000)  # many chunks, lines across their borders
+    monkeypatch.setattr(_compressed, "CHUNK_BYTES", 1000)  # many chunks, lines across their borders
     text = b"\n".join(b"%d " % i * (i % 50 + 1) for i in range(2000)) + b"\n" * newline_at_end
     plain = list(iter_lines(write(tmp_path / "a.log", text)))
     assert len(plain) == 2000
@@ -81,8 +81,8 @@ def test_head_of_a_binary_file_is_empty(tmp_path: Path) -> None:
     assert head_lines(write(tmp_path / "b.log", b"text\nmore\n"), 1) == [b"text"]
 
 
-def test_finds_logs_by_name_and_content_in_a_stable_order(tmp_path: Path) -> None:
-    for name in ("b/2.log", "a.json.gz", "b/1.log", "c.txt"):
+def test_finds_logs_by_content_in_a_stable_order(tmp_path: Path) -> None:
+    for name in ("b/2.log.tmp", "a.json.gz", "b/1.log", "c", "B.LOG"):
         write(tmp_path / name, b"mine\n")
     write(tmp_path / "late.log", b"damaged\nmine\n")
     write(tmp_path / "other.log", b"theirs\n")
@@ -91,7 +91,7 @@ def test_finds_logs_by_name_and_content_in_a_stable_order(tmp_path: Path) -> Non
     def mine(line: bytes) -> bool:
         return line == b"mine"
 
-    found = [p.relative_to(tmp_path).as_posix() for p in find_logs(tmp_path, (".log", ".json"), mine)]
-    assert found == ["a.json.gz", "b/1.log", "b/2.log", "late.log"]
-    assert list(find_logs(tmp_path / "c.txt", (".log",), mine)) == [tmp_path / "c.txt"]  # named by the user
-    assert list(find_logs(tmp_path / "missing", (".log",), mine)) == []
+    found = [p.relative_to(tmp_path).as_posix() for p in find_logs(tmp_path, mine)]
+    assert found == ["B.LOG", "a.json.gz", "b/1.log", "b/2.log.tmp", "c", "late.log"]
+    assert list(find_logs(tmp_path / "c", mine)) == [tmp_path / "c"]
+    assert list(find_logs(tmp_path / "missing", mine)) == []

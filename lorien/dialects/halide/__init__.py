@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class HalideDialect:
     ) -> Iterator[TuningRecord]:
         """See ``LogDialect``."""
         return logs.read(log, info, report, shard)
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """See ``LineDialect``."""
+        return logs.reader(log, info)
 
     def framework(self) -> str:
         """See ``LiveDialect``."""

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import orjson
 
-from lorien.dialects._lines import Targets, head_lines, iter_lines, plain_or_gzip, read_records, refuse_binary
+from lorien.dialects._compressed import find_file, plain_name
+from lorien.dialects._lines import DAMAGE, Targets, head_lines, iter_lines, parsed, read_records, refuse_binary
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.halide.pipelines import DIALECT
 from lorien.errors import BadInput, UnreadableLog
@@ -27,28 +28,32 @@ def find(path: Path) -> Iterator[Path]:
     if path.is_dir():
         folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
     else:
-        folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
+        folders = {path.parent} if plain_name(path.name) in (WORKLOADS, RECORDS) else set()
     for folder in sorted(folders):
-        workloads, records = (plain_or_gzip(folder, name) for name in (WORKLOADS, RECORDS))
+        workloads, records = (find_file(folder, name) for name in (WORKLOADS, RECORDS))
         if workloads and records and head_lines(workloads):
             yield folder
 
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [file for name in (WORKLOADS, RECORDS) if (file := plain_or_gzip(log, name)) is not None]
+    found = [file for name in (WORKLOADS, RECORDS) if (file := find_file(log, name)) is not None]
     if len(found) < 2:
-        raise UnreadableLog(f"{log} is no Halide log: it needs {WORKLOADS} and {RECORDS}, plain or .gz")
+        raise UnreadableLog(f"{log} is no Halide log: it needs {WORKLOADS} and {RECORDS}, plain or compressed")
     return found
 
 
 def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
     """Stream the records of a folder; see ``LogDialect.read``. The index that shards is that of the non-blank line."""
-    workload_file, record_file = files(log)
-    workloads = _workloads(workload_file, info)
-    targets = Targets()
+    record_file = files(log)[-1]
     refuse_binary(record_file, "JSON lines")
-    yield from read_records(record_file, lambda line: _record(line, workloads, targets, info, log), report, shard)
+    yield from read_records(record_file, reader(log, info), report, shard)
+
+
+def reader(log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+    """See ``LineDialect``."""
+    workloads, targets = _workloads(files(log)[0], info), Targets(info, dict)
+    return lambda line: _record(line, workloads, targets, info, log)
 
 
 class Writer:
@@ -74,10 +79,10 @@ def _workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
     found: list[Workload | BadInput] = []
     for _, line in iter_lines(path):
         try:
-            workload = Workload.from_json(orjson.loads(line))
+            workload = Workload.from_json(parsed(line))
             if workload.dialect != DIALECT:
                 raise BadInput(f"a workload of {workload.dialect}")
-        except (ValueError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             found.append(BadInput(f"not a workload: {error}"))
         else:
             found.append(workload)
@@ -90,7 +95,9 @@ def _record(
     line: bytes, workloads: list[Workload | BadInput], targets: Targets, info: LogInfo, log: Path
 ) -> TuningRecord:
     try:
-        index, schedule, latencies_s, target = orjson.loads(line)
+        index, schedule, latencies_s, target = parsed(line)
+    except BadInput as error:
+        raise BadInput(f"not a record of a Halide log: {error}") from None
     except (ValueError, TypeError) as error:
         raise BadInput(f"not a record of a Halide log: {error}") from None
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
@@ -100,7 +107,7 @@ def _record(
         raise BadInput(f"its workload {index} cannot be read: {workload}")
     return TuningRecord(
         workload=workload,
-        target=info.target or targets(target),
+        target=targets(target),
         candidate=Candidate(schedule),
         measurement=_measurement(latencies_s),
         build=info.build,

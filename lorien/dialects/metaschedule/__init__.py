@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class MetaScheduleDialect:
     ) -> Iterator[TuningRecord]:
         """See ``LogDialect``."""
         return logs.read(log, info, report, shard)
+
+    def reader(self, log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
+        """See ``LineDialect``."""
+        return logs.reader(log, info)
 
     def framework(self) -> str:
         """See ``LiveDialect``."""

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
-
-from lorien.dialects._lines import Targets, head_lines, iter_lines, plain_or_gzip, read_records, refuse_binary
+from lorien.dialects._compressed import find_file, plain_name
+from lorien.dialects._lines import DAMAGE, Targets, head_lines, iter_lines, parsed, read_records, refuse_binary
 from lorien.dialects.base import LogInfo, ReadReport, Task
+from lorien.dialects.metaschedule.graph import module_graph
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
 from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
-from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +41,9 @@ def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
     if path.is_dir():
         folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
     else:
-        folders = {path.parent} if path.name.removesuffix(".gz") in (WORKLOADS, RECORDS) else set()
+        folders = {path.parent} if plain_name(path.name) in (WORKLOADS, RECORDS) else set()
     for folder in sorted(folders):
-        workloads, records = (plain_or_gzip(folder, name) for name in (WORKLOADS, RECORDS))
+        workloads, records = (find_file(folder, name) for name in (WORKLOADS, RECORDS))
         lines = [line for line in head_lines(workloads) if line.lstrip().startswith(b'["')] if workloads else []
         if lines and records and any(map(_is_legacy, lines)) == legacy:
             yield folder
@@ -52,27 +51,31 @@ def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [plain_or_gzip(log, name) for name in (WORKLOADS, RECORDS)]
+    found = [find_file(log, name) for name in (WORKLOADS, RECORDS)]
     present = [file for file in found if file is not None]
     if len(present) < len(found):
-        raise UnreadableLog(f"{log} is no MetaSchedule log: it needs {WORKLOADS} and {RECORDS}, plain or .gz")
+        raise UnreadableLog(f"{log} is no MetaSchedule log: it needs {WORKLOADS} and {RECORDS}, plain or compressed")
     return present
 
 
-def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
-    """Stream the records of a folder; see ``LogDialect.read``."""
-    return read_folder(log, info, report, shard, _workload)
-
-
-def read_folder(
-    log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int], read_workload: ReadWorkload
+def read(
+    log: Path,
+    info: LogInfo,
+    report: ReadReport,
+    shard: tuple[int, int] = (0, 1),
+    read_workload: ReadWorkload | None = None,
 ) -> Iterator[TuningRecord]:
-    """As ``read``, of workloads in whatever form ``read_workload`` knows."""
-    workload_file, record_file = files(log)
-    workloads = _read_workloads(workload_file, info, read_workload)
-    targets = Targets()
+    """Stream the records of a folder; see ``LogDialect.read``. ``read_workload`` knows the form of its workloads."""
+    record_file = files(log)[-1]
     refuse_binary(record_file, "JSON lines of MetaSchedule")
-    yield from read_records(record_file, lambda line: _record(line, workloads, targets, info, log), report, shard)
+    yield from read_records(record_file, reader(log, info, read_workload), report, shard)
+
+
+def reader(log: Path, info: LogInfo, read_workload: ReadWorkload | None = None) -> Callable[[bytes], TuningRecord]:
+    """See ``LineDialect``: what makes a record of a line of the record file. Reads the workload file once."""
+    workloads = _read_workloads(files(log)[0], info, read_workload or _workload)
+    targets = Targets(info, dict)
+    return lambda line: _record(line, workloads, targets, info, log)
 
 
 def _is_legacy(line: bytes) -> bool:
@@ -92,8 +95,8 @@ def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> l
     for index, (_, line) in enumerate(iter_lines(path)):
         try:
             workload = read_workload(line, info)
-        except BadInput as error:
-            found.append(error)
+        except DAMAGE as error:
+            found.append(error if isinstance(error, BadInput) else BadInput(f"damaged: {error!r:.160}"))
             continue
         by_position = info.tasks[index] if index < len(info.tasks) else Task(workload.name)
         task = info.named.get(workload.name, by_position)
@@ -115,16 +118,19 @@ def _workload(line: bytes, info: LogInfo) -> Workload:
     )
 
 
+def parts_of(line: bytes) -> tuple[str, str]:
+    """Structural hash and definition, from a line of the workload file. Raises ``BadInput``."""
+    value = parsed(line)
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
+        raise BadInput("not a workload of JSONDatabase: it is not [hash, module]")
+    structural_hash, definition = value
+    return structural_hash, definition
+
+
 def _definition(line: bytes) -> tuple[str, str, str]:
     """Structural hash, module text and a name for people, from a line of the workload file."""
-    try:
-        structural_hash, definition = orjson.loads(line)
-        # Eight bytes of length, then the JSON of TVM's object graph.
-        graph = orjson.loads(base64.b64decode(definition, validate=True)[8:])
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"not a workload of JSONDatabase: {error}") from None
-    if not isinstance(structural_hash, str) or not isinstance(graph, dict):
-        raise BadInput("not a workload of JSONDatabase: it is not [hash, module]")
+    structural_hash, definition = parts_of(line)
+    graph = module_graph(definition)
     if "root_index" not in graph:
         raise BadInput(_OLD_TVM)
     try:
@@ -160,12 +166,14 @@ def _record(
 ) -> TuningRecord:
     """One line of the record file. Raises ``BadInput`` with the reason it cannot be read."""
     try:
-        index, (trace, run_secs, target, *_) = orjson.loads(line)
+        index, (trace, run_secs, target, *_) = parsed(line)
         instructions, decisions = trace
         names = {instruction[0] for instruction in instructions}
+    except BadInput as error:
+        raise BadInput(f"not a record of JSONDatabase: {error}") from None
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise BadInput(f"not a record of JSONDatabase: {error}") from None
-    if not isinstance(index, int) or not 0 <= index < len(workloads):
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
         raise BadInput(f"its workload {index!r} is not in {WORKLOADS}")
     workload = workloads[index]
     if isinstance(workload, BadInput):
@@ -174,7 +182,7 @@ def _record(
         raise BadInput(_OLD_TVM)
     return TuningRecord(
         workload=workload,
-        target=info.target or _target(target, targets),
+        target=targets(target),
         candidate=Candidate([instructions, decisions]),
         measurement=_measurement(run_secs),
         build=info.build,
@@ -193,9 +201,3 @@ def _measurement(run_secs: Json) -> Measurement:
     if not all(math.isfinite(s) and s > 0 for s in run_secs):
         raise BadInput(f"its latencies are not positive and finite: {run_secs!r:.80}")
     return Measurement(Outcome.OK, tuple(float(s) for s in run_secs))
-
-
-def _target(value: Json, targets: Targets) -> Target:
-    if not isinstance(value, dict):
-        raise BadInput("it names no target. Fix: --target")
-    return targets(value)

@@ -21,7 +21,7 @@ from lorien.dialects._lines import iter_lines
 from lorien.dialects.base import LogInfo
 from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, replay, require_tvm, workload_of
-from lorien.dialects.metaschedule_legacy import graph_of, read_workload, version_of
+from lorien.dialects.metaschedule_legacy import graph_of, read_workload, text_of, version_of
 from lorien.errors import BadInput
 from lorien.machine import available_cores
 from lorien.records import Json
@@ -229,7 +229,7 @@ class _Graph:
         if kind == "Map":
             return self._map(node)
         if kind in ("runtime.String", "Op"):
-            return node["repr_str"]
+            return text_of(node)
         fields = node["attrs"]
         if kind in self._functions:
             return self._functions[kind](self.make(int(fields["a"])), self.make(int(fields["b"])))

@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from lorien.dialects.metaschedule.graph import module_graph
 from lorien.errors import BadInput, MissingExtra, VersionClash
 from lorien.machine import physical_cores
 from lorien.records import Candidate, Json, Workload
@@ -139,6 +140,7 @@ def load_module(structural_hash: str, definition: str) -> tvm.IRModule:
     require_tvm()
     from tvm.s_tir import meta_schedule as ms
 
+    module_graph(definition)
     try:
         return ms.database.Workload.from_json([structural_hash, definition]).mod
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
