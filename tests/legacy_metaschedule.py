@@ -22,7 +22,8 @@ class _Graph:
         return len(self.nodes) - 1
 
     def text(self, text: str) -> int:
-        self.nodes.append({"type_key": "runtime.String", "repr_str": text})
+        # Left out of a text that is empty, as TVM did.
+        self.nodes.append({"type_key": "runtime.String"} | ({"repr_str": text} if text else {}))
         return len(self.nodes) - 1
 
     def array(self, *items: int) -> int:

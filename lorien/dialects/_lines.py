@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def decode(record: Callable[[bytes], TuningRecord], line: bytes) -> TuningRecord
 class Targets:
     """The targets of a log's lines by what they say of them, which logs repeat in every line.
 
-    ``kind`` is the form in which the framework writes targets. ``info.target`` overrides what lines say where it was given. Where the log named it, a line of another target, or
-    whose target cannot be read, is refused, as it was when the log was ingested.
+    ``kind`` is the form in which the framework writes targets. ``info.target`` overrides what lines say where it was
+    given. Where the log named it, a line of another target, or whose target cannot be read, is refused, as it was when
+    the log was ingested.
     """
 
     def __init__(self, info: LogInfo, kind: type[str] | type[dict[str, Json]]) -> None:
@@ -156,19 +158,17 @@ def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def head_lines(path: Path, count: int = SNIFF_LINES) -> list[bytes]:
-    """The first non-blank lines of a text file; empty when it is binary, empty or not readable."""
+    """The first non-blank lines of a text file, as far as it can be read; none when it is binary."""
     lines: list[bytes] = []
     size = 0
-    try:
+    with suppress(UnreadableLog):
         for _, line in itertools.islice(iter_lines(path), count):
-            lines.append(line)
-            size += len(line)
             if is_binary(line):
                 return []
+            lines.append(line)
+            size += len(line)
             if size > SNIFF_BYTES:
                 break
-    except UnreadableLog:
-        return []
     return lines
 
 

@@ -15,6 +15,7 @@ from lorien.errors import BadInput, ChecksumMismatch, LogGone, LorienError, Stor
 from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder
 from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
 from lorien.logs.content import content_of
+from lorien.records import Json
 from lorien.target import Target
 
 URL_PREFIX = "file://"
@@ -41,11 +42,9 @@ class LocalLogStore:
                 for device in _folders(group):
                     if target is not None and device.name not in (target.key, *target.past_keys):
                         continue
-                    for folder in _folders(device):
-                        sidecar = read_sidecar(folder)
-                        if sidecar:  # Else it is no log, or was removed since it was listed.
-                            place = folder.relative_to(self._root).as_posix()
-                            yield StoredLog.from_json(sidecar, folder / SIDECAR, place)
+                    for folder, sidecar in _logs_of(device):
+                        place = folder.relative_to(self._root).as_posix()
+                        yield StoredLog.from_json(sidecar, folder / SIDECAR, place)
 
     @contextmanager
     def local(self, log: StoredLog) -> Iterator[Path]:
@@ -68,7 +67,7 @@ class LocalLogStore:
                 found = content_of(folder / file.name) if (folder / file.name).is_file() else None
             if found is None and not folder.is_dir():
                 raise FileNotFoundError(folder)
-            if found is None or (found.bytes, found.sha256) != (file.bytes, file.sha256):
+            if found is None or (found.stored_bytes, found.sha256) != (file.stored_bytes, file.sha256):
                 raise ChecksumMismatch(
                     f"{file.name} of {log.id} in {self.url} is not the file that was ingested: "
                     f"{'it is missing' if found is None else 'it was damaged or edited since'}. "
@@ -123,6 +122,22 @@ class LocalLogStore:
                 f"cannot {verb} log store {self.url}: {error.strerror or error}. Nothing half-written counts as a log. "
                 "Fix: see that the disk has room and the folder can be written, then run again"
             ) from error
+
+
+def _logs_of(device: Path) -> Iterator[tuple[Path, dict[str, Json]]]:
+    """The logs of a device with their sidecars: of one that is replaced meanwhile, its successor."""
+    seen: set[Path] = set()
+    gone = True
+    while gone:
+        gone = False
+        for folder in _folders(device):
+            if folder in seen:
+                continue
+            seen.add(folder)
+            sidecar = read_sidecar(folder)
+            if sidecar:
+                yield folder, sidecar
+            gone = gone or not (sidecar or folder.is_dir())
 
 
 def _folders(parent: Path) -> list[Path]:

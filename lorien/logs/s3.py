@@ -34,12 +34,18 @@ class S3LogStore:
         """See ``LogStore.list``."""
         keys = (target.key, *target.past_keys) if target else ("",)
         below = [f"{dialect}/{key}/" if key else f"{dialect}/" for key in keys] if dialect else [""]
-        for page in itertools.chain.from_iterable(map(self._s3.pages, below)):
-            places = [name.rpartition("/")[0] for name in page if name.endswith(f"/{SIDECAR}") and name.count("/") == 3]
-            wanted = [place for place in places if target is None or place.split("/")[1] in keys]
-            for place, sidecar in zip(wanted, self._s3.each(self._sidecar, wanted), strict=True):
-                if sidecar is not None:  # Removed since it was listed.
-                    yield StoredLog.from_json(sidecar, f"{self.url}/{place}/{SIDECAR}", place)
+        seen: set[str] = set()
+        gone = True
+        while gone:  # Of a log that is replaced meanwhile, its successor may have been listed or not.
+            gone = False
+            for page in itertools.chain.from_iterable(map(self._s3.pages, below)):
+                places = [name.rpartition("/")[0] for name in page if _is_sidecar(name)]
+                wanted = [p for p in places if p not in seen and (target is None or p.split("/")[1] in keys)]
+                seen |= set(wanted)
+                for place, sidecar in zip(wanted, self._s3.each(self._sidecar, wanted), strict=True):
+                    if sidecar is not None:
+                        yield StoredLog.from_json(sidecar, f"{self.url}/{place}/{SIDECAR}", place)
+                    gone = gone or sidecar is None
 
     @contextmanager
     def local(self, log: StoredLog) -> Iterator[Path]:
@@ -114,6 +120,10 @@ class S3LogStore:
 
     def _gone(self, log: StoredLog) -> LogGone:
         return LogGone(f"no log {log.id} in {self.url}: removed, or replaced by a longer one. Fix: run again")
+
+
+def _is_sidecar(name: str) -> bool:
+    return name.endswith(f"/{SIDECAR}") and name.count("/") == 3
 
 
 def _with_content(log: StoredLog, content: dict[str, Json]) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorien.dialects import _compressed, _lines
-from lorien.dialects._lines import find_logs, head_lines, iter_lines, parsed, why_not
+from lorien.dialects._lines import find_logs, head_lines, iter_lines
 from lorien.errors import UnreadableLog
 
 
