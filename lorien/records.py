@@ -7,6 +7,7 @@ All are frozen and go to JSON and back. What identifies a thing is an explicit l
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,17 @@ class Workload:
         fields = [WORKLOAD_KEY_VERSION, self.dialect, self.identity]
         return hashlib.sha256(canonical_json(fields)).hexdigest()[:32]
 
+    def _check(self) -> None:
+        """Raise ``TypeError`` or ``ValueError`` on fields of the wrong kind: files of workloads come from anywhere."""
+        if self.definition is not None and not isinstance(self.definition, str):
+            raise TypeError("its definition is no text")
+        if not all(isinstance(network, str) for network in self.networks):
+            raise TypeError("a network's name is no text")
+        if self.flop is not None and not (isinstance(self.flop, (int, float)) and 0 <= self.flop < math.inf):
+            raise ValueError(f"{self.flop!r} operations")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"{self.weight!r} calls")
+
     def to_json(self) -> dict[str, Json]:
         """One line of a ``workloads.jsonl``."""
         return {
@@ -113,6 +125,7 @@ class Workload:
                 networks=tuple(value.get("networks", ())),
             )
             key = workload.key
+            workload._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(
                 f"not a workload: {type(error).__name__} {error}. Fix: write the file with lorien extract"

@@ -74,6 +74,8 @@ class Target:
             return text
         if isinstance(text, Mapping):
             return cls._from_dict(text)
+        if not isinstance(text, str):
+            raise BadInput(f"target {text!r:.80} is neither a text nor an object")
         if text.lstrip().startswith("{"):
             import orjson
 

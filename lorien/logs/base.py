@@ -131,6 +131,24 @@ class StoredLog:
         value["tasks"] = [task_to_json(task) for task in self.tasks]
         return value
 
+    def _problem(self) -> str:
+        """What of a log read from a sidecar cannot be true; empty when nothing is."""
+        texts = [
+            self.dialect,
+            self.fingerprint,
+            *(part for f in self.files for part in (f.name, f.sha256, f.lines_sha256)),
+        ]
+        counts = [self.records, self.failed, self.unreadable, self.workloads]
+        counts += [size for file in self.files for size in (file.stored_bytes, file.bytes, file.lines_bytes)]
+        if not all(isinstance(text, str) and text for text in texts):
+            return "a name or a digest is no text"
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            return "a count is no number"
+        if not self.files or any("/" in file.name or file.name == ".." for file in self.files):
+            return "it names no files of its folder"
+        times = [at_s for at_s in (self.started_s, self.ended_s) if at_s is not None]
+        return "" if all(isinstance(at_s, (int, float)) for at_s in times) else "a time is no number"
+
     @classmethod
     def from_json(cls, value: dict[str, Json], where: Path | str, place: str | None = None) -> StoredLog:
         """Read what ``to_json`` wrote, at a place in a store.
@@ -163,8 +181,8 @@ class StoredLog:
             )
         except (KeyError, TypeError) as error:
             raise BadInput(f"{where} is damaged ({error}). Fix: remove its folder and ingest the log again") from None
-        if any("/" in file.name or file.name in ("", "..") for file in log.files):
-            raise BadInput(f"{where} names files of other folders. Fix: remove it")
+        if problem := log._problem():
+            raise BadInput(f"{where} is damaged ({problem}). Fix: remove its folder and ingest the log again")
         return log if place in (None, log.id) else replace(log, place=place)
 
 
