@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import socket
 import time
+from pathlib import Path
 
-import psutil
+_PROC = Path("/proc")
 
 
 def available_cores() -> int:
@@ -15,11 +19,49 @@ def available_cores() -> int:
 
 def physical_cores() -> int:
     """Physical cores this process may run on, as far as the system tells."""
+    import psutil
+
     available = available_cores()
     return min(available, psutil.cpu_count(logical=False) or available)
 
 
 def process_age_s() -> float:
     """Seconds since this process was started, its interpreter's start included."""
+    import psutil
+
     created_s: float = psutil.Process().create_time()
     return max(0.0, time.time() - created_s)
+
+
+@functools.lru_cache(maxsize=1)
+def place_of_processes() -> str:
+    """Twelve hexadecimal digits that are the same for processes which know each other by number, until a restart."""
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text() + os.readlink(_PROC / "self/ns/pid")
+    except OSError:
+        boot = socket.gethostname()
+    return hashlib.sha256(boot.encode()).hexdigest()[:12]
+
+
+def started(pid: int) -> int | None:
+    """When a process of this place started, in a unit of the system's; None when it does not live.
+
+    With the number of the process this tells it from every other one since the machine started.
+    """
+    if (_PROC / "self/stat").exists():
+        fields = _stat_of(pid)
+        return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).create_time() * 1000)
+    except psutil.Error:
+        return None
+
+
+def _stat_of(pid: int) -> list[str] | None:
+    """What /proc tells of a process from its state on; None when there is none of that number."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
 from lorien.dialects.base import UNKNOWN_BUILD
 from lorien.errors import LorienError, UnknownTarget
+from lorien.files import temporary_folder
 from lorien.models import load_ranker
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
@@ -213,7 +213,7 @@ def build(
             chosen = _choose(missing, resolved, records, models, budget_s, progress)
             choices.update((choice.workload.key, choice) for choice in chosen)
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".building-", dir=folder)))
+        scratch = Path(stack.enter_context(temporary_folder(".building-", folder)))
         with clock("compile"):
             _compile(opened, {key: choice.candidate for key, choice in choices.items()}, scratch / LIBRARY)
         ran = None

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from lorien.dialects import names, open_dialect
 from lorien.dialects._lines import chunks
 from lorien.dialects.base import UNKNOWN_BUILD, LogDialect, ReadReport
 from lorien.errors import BadInput, LorienError, UnreadableLog
+from lorien.files import temporary_folder
 from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
 from lorien.logs.split import split_by_target
 from lorien.records import Json, TuningRecord
@@ -112,7 +112,7 @@ def ingest(
     logs = list(dict.fromkeys(log for path in paths for log in _found(path, dialect)))
     if not split:
         return _ingest(logs, store, dialect, target, network, build, progress)
-    with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
+    with temporary_folder("lorien-split-") as temporary:
         folders = (Path(temporary, str(index)) for index in range(len(logs)))
         parts = [
             part for log, folder in zip(logs, folders, strict=True) for part in split_by_target(log, dialect, folder)

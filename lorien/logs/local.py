@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from lorien.errors import BadInput, LorienError, StoreUnavailable
-from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder
+from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, temporary_beside
 from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
 from lorien.target import Target
 
@@ -78,7 +77,7 @@ class LocalLogStore:
         path = self._root / log.id
         with self._explained("write"), suppress(FileNotFoundError):
             # Out of sight first: a log that is half removed is no log.
-            aside = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+            aside = temporary_beside(path)
             path.rename(aside)
             shutil.rmtree(aside)
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from lorien.database.jobs import Job, JobState
 from lorien.errors import BadInput, StoreUnavailable
-from lorien.files import atomic_folder
+from lorien.files import atomic_folder, temporary_folder
 from lorien.records import Workload, canonical_json
 from lorien.s3 import S3Folder
 from lorien.target import Target
@@ -86,7 +85,7 @@ def run_folder(logs: str, run: str) -> Iterator[Path]:
     """
     scheme, found, path = logs.partition("://")
     if scheme == "s3":
-        with tempfile.TemporaryDirectory(prefix="lorien-sessions-") as own:
+        with temporary_folder("lorien-sessions-") as own:
             yield Path(own)
     elif found and scheme != "file":
         raise BadInput(f"sessions cannot be kept in {logs}. Fix: --logs with s3://... or a folder all workers share")

@@ -27,6 +27,7 @@ import orjson
 from lorien.dialects import open_live_dialect
 from lorien.dialects.remote import Tracker
 from lorien.errors import LorienError
+from lorien.files import temporary_folder
 from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
@@ -109,7 +110,7 @@ class Measurer:
         self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
+        self._folder = temporary_folder("lorien-measure-")
         self._setup = orjson.dumps(
             {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
         )
@@ -293,7 +294,7 @@ class Measurer:
                 self._nursery.close()
                 self._nursery = self._new_nursery()
             return self._nursery.fork(wire, log)
-        return spawn(_command("main"), wire, log)
+        return spawn(_command("main"), wire, log, Path(self._folder.name))
 
     def _kill(self) -> None:
         if self._nursery is not None:

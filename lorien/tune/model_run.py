@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import orjson
 from lorien.dialects import open_model_dialect
 from lorien.dialects.base import ModelInput
 from lorien.errors import LorienError
+from lorien.files import temporary_folder
 from lorien.target import Target
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run_beside(
         "repeat": repeat,
         "min_repeat_s": min_repeat_s,
     }
-    with tempfile.TemporaryDirectory(prefix="lorien-run-") as folder:
+    with temporary_folder("lorien-run-") as folder:
         asked, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         asked.write_bytes(orjson.dumps(job))
         command = [sys.executable, "-c", _BOOT, str(asked), str(answer), *sys.path]
