@@ -116,16 +116,14 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
     own = root / f"{state.number}.{state.token}"
     try:
         before = [(token, folder) for token, folder in _folders(root, state.number) if token < state.token]
-        if not before and not own.exists():
-            return Session.create(own, job.workloads, job.target)
-        if not own.exists():
-            with atomic_folder(own) as copy:
+        if before and not own.exists():
+            with atomic_folder(own, replace=False) as copy:
                 shutil.copytree(before[-1][1], copy, dirs_exist_ok=True)
+        session = Session(own) if own.exists() else Session.create(own, job.workloads, job.target)
         for _, folder in before:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise StoreUnavailable(f"cannot create {own}: {error}. Fix: free space, or other --logs") from error
-    session = Session(own)
     if session.target.key != job.target.key or {w.key for w in session.workloads} != {w.key for w in job.workloads}:
         session.close()
         raise BadInput(f"{own} is of another run {state.run!r}. Fix: remove it, or another --run NAME")
