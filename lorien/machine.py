@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -65,3 +66,28 @@ def _stat_of(pid: int) -> list[str] | None:
         return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def busy_s(cores: Collection[int]) -> float | None:
+    """Seconds that some cores have not been idle since the machine started; None where the system does not tell.
+
+    What a hypervisor took from them counts.
+    """
+    ticks = 0
+    try:
+        with (_PROC / "stat").open() as file:
+            for line in file:
+                if not line.startswith("cpu"):
+                    break
+                name, user, nice, system, _idle, _wait, *others = line.split()
+                if name[3:].isdecimal() and int(name[3:]) in cores:
+                    ticks += int(user) + int(nice) + int(system) + sum(map(int, others[:3]))
+    except (OSError, ValueError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU seconds of a process, and of those of its children that ended and were waited for; 0 when it is gone."""
+    fields = _stat_of(pid)
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields is not None else 0.0

@@ -66,6 +66,8 @@ class Choice:
         Of the workload alone in seconds, as it was measured for the database or now.
     why : str
         Why it is not from the database, or is the default; empty for a hit.
+    disturbance : str
+        What else used the cores while its candidates ran; empty for nothing.
     """
 
     workload: Workload
@@ -73,6 +75,7 @@ class Choice:
     candidate: Candidate
     latency_s: float | None
     why: str
+    disturbance: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class BuildReport:
         """The library for the framework's runtime."""
         return self.folder / LIBRARY
 
+    @property
+    def disturbance(self) -> str:
+        """What else used the cores while the model, or candidates of its workloads, ran; empty for nothing."""
+        of_run = self.run.disturbance if self.run is not None else ""
+        verified = [choice.disturbance for choice in self.choices if choice.disturbance]
+        of_workloads = f"of {len(verified)} workloads verified, the first: {verified[0]}" if verified else ""
+        return "; ".join(filter(None, (of_run and f"of the model: {of_run}", of_workloads)))
+
     def count(self, source: Source) -> int:
         """Workloads whose schedule is of that source."""
         return sum(choice.source is source for choice in self.choices)
@@ -122,6 +133,8 @@ class BuildReport:
             "default_latency_s": self.run.default_latency_s if self.run else None,
             "checked": self.run is not None,
             "seconds": self.seconds,
+            "disturbed": bool(self.disturbance),
+            "disturbance": self.disturbance,
             "workloads": [
                 {
                     "name": choice.workload.name,
@@ -291,7 +304,10 @@ def _choose(
         return [_because(choice, reason) for choice in missing]
     started_s = time.monotonic()
     # First, so that the children warm up while the model loads.
-    with Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer:
+    with (
+        Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer,
+        measurer.measuring(),
+    ):
         try:
             ranker = load_ranker(models, target, "metaschedule")
         except UnknownTarget as error:
@@ -324,7 +340,7 @@ def _rank(
         )
         answer = deliverer.deliver(choice.workload, fresh=True)
         why = "; ".join(filter(None, (choice.why, answer.note)))
-        yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why)
+        yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why, answer.disturbance)
 
 
 def work(workload: Workload) -> float:

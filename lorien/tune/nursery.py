@@ -60,6 +60,11 @@ class Nursery:
         self._births = 0
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    @property
     def gone(self) -> bool:
         """True when it cannot be forked any more."""
         return self._process.poll() is not None

@@ -325,7 +325,10 @@ class Worker:
         # As in lorien.cli.tune: a session that is gone on with needs samples that it has not seen.
         search = open_strategy(options.strategy, dialect, session.target, ranker, seed=options.seed + session.records)
         config = TuneConfig(options.trials, None, options.batch, options.scheduler)
-        tune(session, search, measurer, config, watch=watch)
+        with measurer.measuring() as contention:
+            tune(session, search, measurer, config, watch=watch)
+        if contention.disturbed:
+            logger.warning("job %d: %s", lease.state.number, contention)
 
     def _measuring(self, dialect: str, target: Target, options: JobOptions) -> Measurer:
         """Children that stay warm from job to job."""
