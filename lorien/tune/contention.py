@@ -145,10 +145,12 @@ class Watch:
             new = [other for other in others if other not in self._said]
             self._said.update(new)
         for other in new:
-            what, own = ("cores", "cores (taskset)") if self._device == _CORES else ("device", "a device")
+            what, own = (
+                ("cores", "cores of its own (taskset)") if self._device == _CORES else ("device", "a device of its own")
+            )
             logger.warning(
                 "%s measures on the same %s: both get latencies that are too long. Fix: wait for it, or give each "
-                "process %s of its own",
+                "process %s",
                 *(other, what, own),
             )
         return others

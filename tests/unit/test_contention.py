@@ -32,9 +32,7 @@ with Watch(Target.parse(sys.argv[1]), list, remote=sys.argv[2] == "remote").meas
 """
 SPIN = "print('spinning', flush=True)\nwhile True: pass"
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="needs /proc"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 @contextmanager
