@@ -95,7 +95,7 @@ class Service:
         botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
             What the request raises, or ``ResponseStreamingError`` when the last body broke off too.
         """
-        from botocore.exceptions import IncompleteReadError, ResponseStreamingError
+        from botocore.exceptions import BotoCoreError, IncompleteReadError, ResponseStreamingError
 
         attempts = self.client.meta.config.retries["total_max_attempts"]
         tried = 0
@@ -109,6 +109,8 @@ class Service:
                 return answer, content
             except Exception as error:  # of boto3, urllib3, ssl or the system: the body was not read
                 tried += 1
+                if tried >= attempts and isinstance(error, BotoCoreError):
+                    raise
                 if tried >= attempts:
                     raise ResponseStreamingError(error=error) from error
             finally:
