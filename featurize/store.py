@@ -5,8 +5,6 @@ A table is named by its path in the data set. It appears under that name only wh
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,11 +15,9 @@ import pyarrow.parquet as pq
 
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.featurize.schema import TableAbout, read_about
-from lorien.files import TEMPORARY_PREFIX, atomic_file
+from lorien.files import TEMPORARY_PREFIX, atomic_file, remove_leftovers, temporary_folder
 from lorien.s3 import S3Folder
 
-# A temporary file this old belongs to a writer that was killed, not to one at work.
-LEFTOVER_AFTER_S = 3600
 # Footers of 300 columns and a few row groups; a longer one takes a second request.
 TAIL_BYTES = 256 * 1024
 
@@ -81,11 +77,14 @@ class LocalTables:
     def abouts(self) -> dict[str, TableAbout]:
         """See ``TableStore.abouts``. What killed writers left is removed."""
         found = {}
+        begun = set()
         for path in sorted(self._root.rglob("*.parquet")):
             if not path.name.startswith(TEMPORARY_PREFIX):
                 found[path.relative_to(self._root).as_posix()] = about_of(path)
-            elif time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
-                path.unlink()
+            else:
+                begun.add(path.parent)
+        for folder in begun:
+            remove_leftovers(folder)
         return found
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
@@ -118,7 +117,7 @@ class S3Tables:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """See ``TableStore.writing``."""
-        with tempfile.TemporaryDirectory(prefix="lorien-table-") as folder:
+        with temporary_folder("lorien-table-") as folder:
             path = Path(folder) / "table.parquet"
             yield path
             self._s3.upload({name: path})
@@ -130,7 +129,7 @@ class S3Tables:
     @contextmanager
     def local(self) -> Iterator[Path]:
         """See ``TableStore.local``."""
-        with tempfile.TemporaryDirectory(prefix="lorien-features-") as folder:
+        with temporary_folder("lorien-features-") as folder:
             paths = {name: Path(folder) / name for name in self._names()}
             if not paths:
                 raise BadInput(f"no feature tables in {self.url}. Fix: lorien featurize LOGS -o {self.url}")

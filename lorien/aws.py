@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -15,6 +17,8 @@ OPTIONS = ("region", "endpoint_url")
 MAX_ATTEMPTS = 8
 """Tries of one request, unless the user's AWS configuration says another number: some 30 seconds of an outage."""
 MAX_CONNECTIONS = 16
+MAX_PAUSE_S = 20.0
+"""The longest wait between two tries, as boto3 has it."""
 
 _CREDENTIALS = "the credentials are missing, wrong or expired: aws configure, aws sso login, or set AWS_PROFILE"
 _FIXES = {
@@ -79,6 +83,39 @@ class Service:
             # A forked child that went on with its parent's connections would read the parent's answers.
             self._client = os.getpid(), self._connect()
         return self._client[1]
+
+    def with_body(self, ask: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
+        """An answer and the whole of its body. When the body breaks off or is short, the request is sent again.
+
+        boto3 tries a request again until an answer begins, and no longer where the body is a stream. Every such body
+        that does not become a file is read here, as often as boto3 tries.
+
+        Raises
+        ------
+        botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
+            What the request raises, or ``ResponseStreamingError`` when the last body broke off too.
+        """
+        from botocore.exceptions import BotoCoreError, IncompleteReadError, ResponseStreamingError
+
+        attempts = self.client.meta.config.retries["total_max_attempts"]
+        tried = 0
+        while True:
+            answer = ask()
+            body = answer["Body"]
+            try:
+                content: bytes = body.read()
+                if len(content) != answer.get("ContentLength", len(content)):
+                    raise IncompleteReadError(actual_bytes=len(content), expected_bytes=answer["ContentLength"])
+                return answer, content
+            except Exception as error:  # of boto3, urllib3, ssl or the system: the body was not read
+                tried += 1
+                if tried >= attempts and isinstance(error, BotoCoreError):
+                    raise
+                if tried >= attempts:
+                    raise ResponseStreamingError(error=error) from error
+            finally:
+                body.close()
+            time.sleep(random.random() * min(2.0 ** (tried - 1), MAX_PAUSE_S))
 
     def close(self) -> None:
         """Close the connections; the next use opens others."""

@@ -85,6 +85,8 @@ class Delivery:
         the model judges its own ranking; None without a ranking, or where its model does not say.
     expected_fraction : float, optional
         Of that best, what the best of the trials is expected to reach.
+    disturbance : str
+        What else used the cores or the device while the trials ran; empty for nothing, or where nothing ran.
     note : str
         Why the answer is not better than it is; empty when there is nothing to say.
     seconds : float
@@ -103,6 +105,7 @@ class Delivery:
     seconds: float
     confident_k: int | None = None
     expected_fraction: float | None = None
+    disturbance: str = ""
 
     @property
     def rank1_latency_s(self) -> float | None:
@@ -184,8 +187,11 @@ class Deliverer:
         ranked, confident_k = self._first(workload, candidates, rows)
         by_default: Measurement | None = None
         measured: Sequence[Measurement | None] = [None] * len(ranked)
+        disturbance = ""
         if self._measurer is not None:
-            by_default, measured = self._verify(self._measurer, workload, default, ranked, deadline_s)
+            with self._measurer.measuring() as contention:
+                by_default, measured = self._verify(self._measurer, workload, default, ranked, deadline_s)
+            disturbance = str(contention)
         default_s = by_default.latency_s if by_default else None
         # What the budget had no time for was not tried.
         trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured, strict=False))
@@ -207,6 +213,7 @@ class Deliverer:
             time.monotonic() - started_s,
             confident_k,
             self._expected(confident_k, len(trials)),
+            disturbance,
         )
 
     def hit(self, workload: Workload) -> Delivery | None:
@@ -360,6 +367,8 @@ def open_deliverer(
     """
     with ExitStack() as stack:
         measurer = stack.enter_context(Measurer(dialect, target, tracker=tracker)) if verify else None
+        if measurer is not None:
+            stack.enter_context(measurer.measuring())
         opened = stack.enter_context(open_database(database)) if database else None
         ranker = None
         if models is not None:

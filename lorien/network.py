@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
 from lorien.dialects.base import UNKNOWN_BUILD
 from lorien.errors import LorienError, UnknownTarget
+from lorien.files import temporary_folder
 from lorien.models import load_ranker
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
@@ -66,6 +66,8 @@ class Choice:
         Of the workload alone in seconds, as it was measured for the database or now.
     why : str
         Why it is not from the database, or is the default; empty for a hit.
+    disturbance : str
+        What else used the cores while its candidates ran; empty for nothing.
     """
 
     workload: Workload
@@ -73,6 +75,7 @@ class Choice:
     candidate: Candidate
     latency_s: float | None
     why: str
+    disturbance: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class BuildReport:
         """The library for the framework's runtime."""
         return self.folder / LIBRARY
 
+    @property
+    def disturbance(self) -> str:
+        """What else used the cores while the model, or candidates of its workloads, ran; empty for nothing."""
+        of_run = self.run.disturbance if self.run is not None else ""
+        verified = [choice.disturbance for choice in self.choices if choice.disturbance]
+        of_workloads = f"of {len(verified)} workloads verified, the first: {verified[0]}" if verified else ""
+        return "; ".join(filter(None, (of_run and f"of the model: {of_run}", of_workloads)))
+
     def count(self, source: Source) -> int:
         """Workloads whose schedule is of that source."""
         return sum(choice.source is source for choice in self.choices)
@@ -122,6 +133,8 @@ class BuildReport:
             "default_latency_s": self.run.default_latency_s if self.run else None,
             "checked": self.run is not None,
             "seconds": self.seconds,
+            "disturbed": bool(self.disturbance),
+            "disturbance": self.disturbance,
             "workloads": [
                 {
                     "name": choice.workload.name,
@@ -213,7 +226,7 @@ def build(
             chosen = _choose(missing, resolved, records, models, budget_s, progress)
             choices.update((choice.workload.key, choice) for choice in chosen)
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".building-", dir=folder)))
+        scratch = Path(stack.enter_context(temporary_folder(".building-", folder)))
         with clock("compile"):
             _compile(opened, {key: choice.candidate for key, choice in choices.items()}, scratch / LIBRARY)
         ran = None
@@ -291,7 +304,10 @@ def _choose(
         return [_because(choice, reason) for choice in missing]
     started_s = time.monotonic()
     # First, so that the children warm up while the model loads.
-    with Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer:
+    with (
+        Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer,
+        measurer.measuring(),
+    ):
         try:
             ranker = load_ranker(models, target, "metaschedule")
         except UnknownTarget as error:
@@ -324,7 +340,7 @@ def _rank(
         )
         answer = deliverer.deliver(choice.workload, fresh=True)
         why = "; ".join(filter(None, (choice.why, answer.note)))
-        yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why)
+        yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why, answer.disturbance)
 
 
 def work(workload: Workload) -> float:

@@ -175,6 +175,10 @@ class Measurement:
         Unix time of the end of the measurement; 0 when the log does not say.
     build_s : float
         CPU seconds that its build took; 0 when the log does not say.
+    disturbed : bool
+        Another process measured on the same cores or device while it ran, or others used these cores.
+    others_cores : float, optional
+        Cores' worth of other processes' work beside it, of the cores it could use; None where nobody counted.
     """
 
     outcome: Outcome
@@ -182,6 +186,8 @@ class Measurement:
     detail: str = ""
     timestamp_s: float = 0.0
     build_s: float = 0.0
+    disturbed: bool = False
+    others_cores: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -196,13 +202,17 @@ class Measurement:
         return self.latencies_s[0] if len(self.latencies_s) == 1 else statistics.median(self.latencies_s)
 
     def to_json(self) -> dict[str, Json]:
-        """Plain JSON object."""
+        """Plain JSON object; what disturbed it only where it is known."""
+        beside = {"disturbed": True} if self.disturbed else {}
+        counted = {"others_cores": round(self.others_cores, 2)} if self.others_cores is not None else {}
         return {
             "outcome": self.outcome.value,
             "latencies_s": list(self.latencies_s),
             "detail": self.detail,
             "timestamp_s": self.timestamp_s,
             "build_s": self.build_s,
+            **beside,
+            **counted,
         }
 
     @classmethod
@@ -214,6 +224,8 @@ class Measurement:
             detail=value.get("detail", ""),
             timestamp_s=value.get("timestamp_s", 0.0),
             build_s=value.get("build_s", 0.0),
+            disturbed=value.get("disturbed", False),
+            others_cores=value.get("others_cores"),
         )
 
 

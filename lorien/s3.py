@@ -53,13 +53,14 @@ class S3Folder:
         part = {} if last_bytes is None else {"Range": f"bytes=-{last_bytes}"}
         with self._explained(f"read {name} of"):
             try:
-                answer = self._service.client.get_object(**self._at(name), **part)
+                answer, content = self._service.with_body(
+                    lambda: self._service.client.get_object(**self._at(name), **part)
+                )
             except Exception as error:
                 if code_of(error) == "NoSuchKey":
                     return None
                 raise
-            with answer["Body"] as body:
-                return Object(body.read(), answer["ETag"])
+            return Object(content, answer["ETag"])
 
     def write(self, name: str, content: bytes, replacing: Object | None) -> bool:
         """Write a small object over the one that was read, or where there was none.

@@ -10,7 +10,6 @@ model tutorial".
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lorien.files import temporary_folder
 
 # decision_type: numerical split, missing values are NaN, and they go right or left.
 _NAN_RIGHT = 8
@@ -169,7 +170,7 @@ def _kept(booster: Any) -> tuple[int, int]:
 
 
 def _from_catboost(model: Any) -> Iterator[Tree]:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("lorien-export-") as folder:
         path = Path(folder) / "model.json"
         model.save_model(str(path), format="json")
         content = json.loads(path.read_bytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features, early_columns
 from lorien.featurize.store import open_tables
-from lorien.files import sha256_of
+from lorien.files import sha256_of, temporary_folder
 from lorien.models.confidence import check_confidence, learn_confidence
 from lorien.models.data import Tables, group_tables, read_features
 from lorien.models.ensemble import Ensemble, fit_ensemble, library_versions
@@ -234,7 +233,7 @@ def _train_one(
     )
     early = _early_columns(group)
     purposes = 1 + (data.apart is not None) + (len(early) > 0)
-    with tempfile.TemporaryDirectory(prefix="lorien-train-") as temporary:
+    with temporary_folder("lorien-train-") as temporary:
         files = Path(temporary) / "files"
         files.mkdir()
         fits = _Fits(data, preset, options.time_limit_s / purposes, Path(temporary))

@@ -65,6 +65,8 @@ def print_report(report: BuildReport) -> None:
     table(f"Schedules for {report.target}", ["workload", "calls", "source", "latency", "why"], rows)
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
     out.print(f"{report.library} written ({steps})", soft_wrap=True)
+    if report.disturbance:
+        out.print(f"latencies may be too long: {report.disturbance}", soft_wrap=True, markup=False)
     if report.run is not None:
         out.print("outputs agree with the unscheduled build's")
     if report.run is not None and report.run.latency_s and report.run.default_latency_s:

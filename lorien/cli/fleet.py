@@ -99,6 +99,14 @@ def tune_by_jobs(
         before = opened.counts(name, time.time()).records
         started_s = time.monotonic()
         interrupted = False
+        # The workers of this machine share its cores. On another, each sees and logs who measures beside it.
+        together = executor == "local" and workers * len(targets) > 1
+        if together:
+            err.print(
+                f"{workers * len(targets)} workers measure on the same cores: their latencies will be too long. "
+                "Fix: --workers 1, or lorien worker under taskset, each with cores of its own",
+                soft_wrap=True,
+            )
         with open_executor(executor, WorkerConfig(name, db, logs, ""), **placing) as running:
             try:
                 drive(opened, queue, running, workers, watch=Line())
@@ -113,7 +121,12 @@ def tune_by_jobs(
     if as_json:
         emit(
             run_json(name, counts)
-            | {"interrupted": interrupted, "measured": counts.records - before, "seconds": seconds}
+            | {
+                "interrupted": interrupted,
+                "measured": counts.records - before,
+                "seconds": seconds,
+                "disturbed": together,
+            }
         )
     else:
         out.print(f"run {name}: {summary(counts)}")

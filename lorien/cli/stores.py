@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ import typer
 
 from lorien.cli.console import JsonFlag, command, emit, err, latency, out, progress, table, warn
 from lorien.errors import BadInput
+from lorien.files import temporary_folder
 from lorien.records import Json, TuningRecord
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def migrated(
     with progress("replaying") as update:
         for index, log in enumerate(found):
             update(index, len(found), log.name)
-            with tempfile.TemporaryDirectory(prefix="lorien-migrate-") as folder:
+            with temporary_folder("lorien-migrate-") as folder:
                 new = Path(folder, log.resolve().name)
                 new.mkdir()
                 report = migrate(log, new)

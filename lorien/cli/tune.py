@@ -123,6 +123,7 @@ def tune(
         measurer = stack.enter_context(
             Measurer(asked[0].dialect, resolved, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S, check=check), tracker)
         )
+        contention = stack.enter_context(measurer.measuring())
         database = stack.enter_context(open_database(db)) if db else None
         ranker = load_ranker(model, resolved, asked[0].dialect) if model != "none" else None
         # A seed of its own each time: samples of the sessions before would come again, as if the space were exhausted.
@@ -143,9 +144,10 @@ def tune(
         measurer.close()
         log = ingest([session.folder], store, dialect=session.dialect).logs if session.records else []
     if as_json:
-        emit(answer_json(session, view, report, log))
+        emit(answer_json(session, view, report, log) | contention.to_json())
     else:
         print_session(session)
+        print_contention(str(contention))
     if interrupted:
         kept = f"interrupted after {session.records} trials, all kept. Fix: the same command with --resume goes on"
         err.print(kept, soft_wrap=True)
@@ -260,6 +262,12 @@ def answer_json(session: Session, view: View, report: TuneReport | None, log: li
             "exhausted": report.exhausted,
         }
     return answer
+
+
+def print_contention(disturbance: str) -> None:
+    """What disturbed the results, below them; nothing where nothing did."""
+    if disturbance:
+        out.print(f"latencies may be too long: {disturbance}", soft_wrap=True, markup=False)
 
 
 def print_session(session: Session) -> None:

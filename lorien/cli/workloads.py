@@ -270,6 +270,8 @@ def answer_json(answer: Any) -> dict[str, Any]:
         "note": answer.note,
         "confident_k": answer.confident_k,
         "expected_fraction": answer.expected_fraction,
+        "disturbed": bool(answer.disturbance),
+        "disturbance": answer.disturbance,
         "schedule": answer.candidate.schedule,
         "top_k": [
             {
@@ -309,3 +311,5 @@ def print_answers(answers: list[Any], target: str) -> None:
     for answer in answers:
         if answer.note:
             out.print(f"{answer.workload.name}: {answer.note}")
+        if answer.disturbance:
+            out.print(f"{answer.workload.name}: latencies may be too long: {answer.disturbance}", markup=False)

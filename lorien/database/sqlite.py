@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,7 +24,7 @@ from lorien.database.base import (
     new_items,
 )
 from lorien.errors import BadInput, DatabaseUnavailable, LorienError
-from lorien.files import TEMPORARY_PREFIX
+from lorien.files import temporary_beside
 from lorien.records import TuningRecord, Workload
 from lorien.target import Target
 
@@ -172,7 +171,7 @@ class SqliteDatabase:
     def _create(self, n_best: int) -> None:
         # Made beside and linked: the file is there whole or not at all. Connections that switch a file to WAL at the
         # same time would fail with "locked", whatever their timeout.
-        temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.db")
+        temporary = temporary_beside(self._path)
         try:
             with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")

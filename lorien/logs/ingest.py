@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from lorien.dialects._compressed import plain_name
 from lorien.dialects.base import UNKNOWN_BUILD, LogDialect, ReadReport
 from lorien.errors import BadInput, ChecksumMismatch, LogGone, LorienError, UnreadableLog
+from lorien.files import temporary_folder
 from lorien.logs.base import LogStore, StoredLog, info_of, read_sidecar, sidecar_of
 from lorien.logs.content import content_of, prefix_digests
 from lorien.logs.found import found, passed_over
@@ -120,7 +120,7 @@ def ingest(
         report.passed_over += [f"{file}: {reason}" for file, reason in passed_over(path, below, dialect)]
     workloads: set[str] = set()
     for done, path in enumerate(logs):
-        with tempfile.TemporaryDirectory(prefix="lorien-split-") as temporary:
+        with temporary_folder("lorien-split-") as temporary:
             try:
                 for part in split_by_target(path, dialect, Path(temporary)) if split else (path,):
                     given = (target, network, build)

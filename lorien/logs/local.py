@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from lorien.errors import BadInput, ChecksumMismatch, LogGone, LorienError, StoreUnavailable, UnreadableLog
-from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder
+from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, temporary_beside
 from lorien.logs.base import SESSIONS, SIDECAR, StoredLog, read_sidecar
 from lorien.logs.content import content_of
 from lorien.records import Json
@@ -105,7 +104,7 @@ class LocalLogStore:
         path = self._root / log.id
         with self._explained("write"), suppress(FileNotFoundError):
             # Out of sight first: a log that is half removed is no log.
-            aside = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+            aside = temporary_beside(path)
             path.rename(aside)
             shutil.rmtree(aside)
 

@@ -7,7 +7,6 @@ publishers and a remover of the same log at the same time never touch each other
 from __future__ import annotations
 
 import itertools
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from lorien.errors import BadInput, ChecksumMismatch, LogGone
-from lorien.files import sha256_of
+from lorien.files import sha256_of, temporary_folder
 from lorien.logs.base import SIDECAR, StoredLog
 from lorien.records import Json
 from lorien.s3 import S3Folder
@@ -54,7 +53,7 @@ class S3LogStore:
         if sidecar is None:
             raise self._gone(log)
         sums = sidecar["content"]["sha256"]
-        with tempfile.TemporaryDirectory(prefix="lorien-log-") as temporary:
+        with temporary_folder("lorien-log-") as temporary:
             path = Path(temporary)
             try:
                 self._s3.download({f"{log.id}/{sidecar['content']['folder']}/{name}": path / name for name in sums})

@@ -123,6 +123,7 @@ class MeasurementValue(BaseModel):
     latencies_s: list[float]
     detail: str
     timestamp_s: float
+    disturbed: Annotated[bool, Field(description="Other processes used the same cores or device meanwhile.")] = False
 
 
 class TrialValue(BaseModel):
@@ -147,6 +148,7 @@ class DeliveryValue(BaseModel):
     seconds: float
     confident_k: int | None = None
     expected_fraction: float | None = None
+    disturbance: Annotated[str, Field(description="What else used the device while the trials ran; or empty.")] = ""
 
 
 class RecordValue(BaseModel):

@@ -63,6 +63,7 @@ def delivery_to_json(delivery: Delivery) -> dict[str, Json]:
         "seconds": delivery.seconds,
         "confident_k": delivery.confident_k,
         "expected_fraction": delivery.expected_fraction,
+        "disturbance": delivery.disturbance,
     }
 
 
@@ -87,4 +88,5 @@ def delivery_from_json(value: Mapping[str, Json], workload: Workload, target: Ta
         seconds=value["seconds"],
         confident_k=value.get("confident_k"),
         expected_fraction=value.get("expected_fraction"),
+        disturbance=value.get("disturbance", ""),
     )

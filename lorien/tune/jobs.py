@@ -6,7 +6,6 @@ import functools
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from lorien.database.jobs import Job, JobState
 from lorien.errors import BadInput, StoreUnavailable
-from lorien.files import atomic_folder
+from lorien.files import atomic_folder, temporary_folder
 from lorien.records import Workload, canonical_json
 from lorien.s3 import S3Folder
 from lorien.target import Target
@@ -86,7 +85,7 @@ def run_folder(logs: str, run: str) -> Iterator[Path]:
     """
     scheme, found, path = logs.partition("://")
     if scheme == "s3":
-        with tempfile.TemporaryDirectory(prefix="lorien-sessions-") as own:
+        with temporary_folder("lorien-sessions-") as own:
             yield Path(own)
     elif found and scheme != "file":
         raise BadInput(f"sessions cannot be kept in {logs}. Fix: --logs with s3://... or a folder all workers share")
@@ -117,16 +116,14 @@ def open_job_session(root: Path, job: Job, state: JobState) -> Session:
     own = root / f"{state.number}.{state.token}"
     try:
         before = [(token, folder) for token, folder in _folders(root, state.number) if token < state.token]
-        if not before and not own.exists():
-            return Session.create(own, job.workloads, job.target)
-        if not own.exists():
-            with atomic_folder(own) as copy:
+        if before and not own.exists():
+            with atomic_folder(own, replace=False) as copy:
                 shutil.copytree(before[-1][1], copy, dirs_exist_ok=True)
+        session = Session(own) if own.exists() else Session.create(own, job.workloads, job.target)
         for _, folder in before:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise StoreUnavailable(f"cannot create {own}: {error}. Fix: free space, or other --logs") from error
-    session = Session(own)
     if session.target.key != job.target.key or {w.key for w in session.workloads} != {w.key for w in job.workloads}:
         session.close()
         raise BadInput(f"{own} is of another run {state.run!r}. Fix: remove it, or another --run NAME")

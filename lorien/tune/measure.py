@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Pipe, wait
 from pathlib import Path
@@ -27,10 +28,12 @@ import orjson
 from lorien.dialects import open_live_dialect
 from lorien.dialects.remote import Tracker
 from lorien.errors import LorienError
+from lorien.files import temporary_folder
 from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
+from lorien.tune.contention import Contention, Watch
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 from lorien.tune.nursery import Forked, Nursery, spawn
 
@@ -109,7 +112,7 @@ class Measurer:
         self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="lorien-measure-")
+        self._folder = temporary_folder("lorien-measure-")
         self._setup = orjson.dumps(
             {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
         )
@@ -119,6 +122,15 @@ class Measurer:
             for index in range(runners + self._config.builders)
         ]
         self._runners, self._builders = self._children[:runners], self._children[runners:]
+        self._watch = Watch(target, self._processes, remote=tracker is not None)
+
+    def measuring(self) -> AbstractContextManager[Contention]:
+        """Tell other processes of the machine that this one measures until the block ends; find out what disturbs it.
+
+        Every call below does so for as long as it lasts. This is for who measures again and again, and wants to know
+        what disturbed all of it. Such blocks may lie within each other.
+        """
+        return self._watch.measuring()
 
     def measure(
         self,
@@ -160,7 +172,7 @@ class Measurer:
             if progress is not None:
                 progress(index, results[index])
 
-        with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+        with self._lock, self.measuring(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             try:
                 self._measure(workload, candidates, Path(folder), done, build_s, best_s, beside_builds)
             except BaseException:  # also an interrupt: what the children were doing is of no use any more
@@ -174,7 +186,8 @@ class Measurer:
 
     def run(self, jobs: Sequence[tuple[Workload, Path]]) -> list[Measurement]:
         """Run libraries on inputs made for their workloads; results in order."""
-        results = self._each("run", self._runners, jobs)
+        with self.measuring():
+            results = self._each("run", self._runners, jobs)
         return [result or Measurement(Outcome.UNKNOWN_ERROR) for result in results]
 
     def new_folder(self) -> Path:
@@ -197,7 +210,7 @@ class Measurer:
         }
         with self._lock:
             try:
-                results = {index: result for index, result, _ in self._work(do, workers, given)}
+                results = {index: result for index, result, _ in self._timed(do, workers, given)}
             except BaseException:
                 self._kill()
                 raise
@@ -243,12 +256,23 @@ class Measurer:
         if beside is not None:
             beside.result()
         contest = {index: {**job, "best_s": best_s} for index, job in jobs.items()}
-        for index, result, _ in self._work("run", self._runners, contest):
+        for index, result, _ in self._timed("run", self._runners, contest):
             done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
             if best_s is not None and result is not None and result.latency_s is not None:
                 best_s = min(best_s, result.latency_s)
                 for job in contest.values():  # those that wait for their turn
                     job["best_s"] = best_s
+
+    def _timed(
+        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
+    ) -> Iterator[tuple[int, Measurement | None, float]]:
+        """As ``_work``; what ran is marked where something disturbed it."""
+        self._watch.begin()
+        for index, result, spent_s in self._work(do, workers, jobs):
+            if do == "run" and result is not None:
+                disturbed, others_cores = self._watch.ran()
+                result = replace(result, disturbed=disturbed, others_cores=others_cores)
+            yield index, result, spent_s
 
     def _work(
         self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
@@ -283,6 +307,12 @@ class Measurer:
                     else:
                         yield index, result, child.spent_s
 
+    def _processes(self) -> list[int]:
+        """Numbers of the processes whose work is ours."""
+        nursery = [self._nursery.pid] if self._nursery is not None else []
+        # To ask whether a fork has ended tells its number.
+        return nursery + [child.pid for child in self._children if not child.dead and not child.exited]
+
     def _new_nursery(self) -> Nursery:
         return Nursery(_command("prepare"), self._setup, Path(self._folder.name, "nursery.log"))
 
@@ -293,7 +323,7 @@ class Measurer:
                 self._nursery.close()
                 self._nursery = self._new_nursery()
             return self._nursery.fork(wire, log)
-        return spawn(_command("main"), wire, log)
+        return spawn(_command("main"), wire, log, Path(self._folder.name))
 
     def _kill(self) -> None:
         if self._nursery is not None:
@@ -362,6 +392,11 @@ class _Child:
         self.deadline_s = time.monotonic() + (wait_s or timeout_s)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: found out by answers()
             self.wire.send_bytes(message)
+
+    @property
+    def pid(self) -> int:
+        """Number of the process; 0 until there is one."""
+        return self._process.pid
 
     @property
     def exited(self) -> bool:

@@ -8,9 +8,8 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ import orjson
 from lorien.dialects import open_model_dialect
 from lorien.dialects.base import ModelInput
 from lorien.errors import LorienError
+from lorien.files import temporary_folder
 from lorien.target import Target
+from lorien.tune.contention import Watch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,11 +42,14 @@ class ModelRun:
         Where the outputs differ by more than rounding; empty when they agree.
     latency_s, default_latency_s : float, optional
         Median seconds of one inference of each; None when they were not timed.
+    disturbance : str
+        What else used the cores or the device meanwhile; empty for nothing, or when they were not timed.
     """
 
     difference: str
     latency_s: float | None = None
     default_latency_s: float | None = None
+    disturbance: str = ""
 
 
 def run_beside(
@@ -74,7 +78,7 @@ def run_beside(
         "repeat": repeat,
         "min_repeat_s": min_repeat_s,
     }
-    with tempfile.TemporaryDirectory(prefix="lorien-run-") as folder:
+    with temporary_folder("lorien-run-") as folder:
         asked, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         asked.write_bytes(orjson.dumps(job))
         command = [sys.executable, "-c", _BOOT, str(asked), str(answer), *sys.path]
@@ -84,8 +88,11 @@ def run_beside(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
             ) as child,
         ):
+            watch = Watch(target, lambda: [child.pid])
             try:
-                code = child.wait(timeout_s)
+                with watch.measuring() as contention:
+                    code = child.wait(timeout_s)
+                    watch.ran()
             except BaseException as error:  # also an interrupt: nobody waits for the child any more
                 os.killpg(child.pid, signal.SIGKILL)
                 if isinstance(error, subprocess.TimeoutExpired):
@@ -96,7 +103,8 @@ def run_beside(
         if code or not answer.is_file():
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise LorienError(f"the built model, or the unscheduled one beside it, ended with {cause}: {last}")
-        return ModelRun(**orjson.loads(answer.read_bytes()))
+        ran = ModelRun(**orjson.loads(answer.read_bytes()))
+        return replace(ran, disturbance=str(contention)) if repeat else ran
 
 
 def main(asked: str, answer: str) -> None:

@@ -5,6 +5,7 @@ To import TVM takes a core for a second or two, in each of the children, and aga
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -20,14 +21,18 @@ MESSAGE_BYTES = 1 << 16
 _POLL_S = 0.001
 
 
-def spawn(command: Sequence[str], wire: int, log: int) -> subprocess.Popen[bytes]:
-    """Start a command, with the number of the socket ``wire`` as its last argument; what it says goes to ``log``."""
+def spawn(command: Sequence[str], wire: int, log: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command, with the number of the socket ``wire`` as its last argument; what it says goes to ``log``.
+
+    What it and its compilers leave when they are killed is in ``folder``, which the caller removes.
+    """
     return subprocess.Popen(  # noqa: S603
         [*command, str(wire)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         pass_fds=[wire],
+        env={**os.environ, "TMPDIR": str(folder)},
         start_new_session=True,  # an interrupt in the terminal is for the parent, which then kills
     )
 
@@ -48,11 +53,16 @@ class Nursery:
     def __init__(self, command: Sequence[str], setup: bytes, log: Path) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("wb") as out:
-            self._process = spawn(command, theirs.fileno(), out.fileno())
+            self._process = spawn(command, theirs.fileno(), out.fileno(), log.parent)
         self._control.send(setup)
         self._lock = threading.Lock()
         self._unborn: deque[Forked] = deque()
         self._births = 0
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
 
     @property
     def gone(self) -> bool:

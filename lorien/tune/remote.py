@@ -77,6 +77,7 @@ class RemoteSession:
         self._owner = uuid.uuid4().hex
         self._sending = threading.Lock()
         self._lost: LorienError | None = None
+        self._follower: threading.Thread | None = None
 
     @contextmanager
     def taken_over(self, *, resume: bool) -> Iterator[None]:
@@ -139,16 +140,15 @@ class RemoteSession:
         stop = threading.Event()
         follower = threading.Thread(target=self._follow, args=(stop, every_s), name="lorien-session-copy")
         follower.start()
+        self._follower = follower
         try:
             yield
         except BaseException:
-            stop.set()
-            follower.join()
+            self._end_follower(stop)
             with suppress(LorienError):  # Why the block ended says more.
                 self.send()
             raise
-        stop.set()
-        follower.join()
+        self._end_follower(stop)
         try:
             self.send()
         except StoreUnavailable as error:
@@ -159,14 +159,28 @@ class RemoteSession:
             ) from error
 
     def check(self) -> None:
-        """Raise ``BadInput`` once another machine has been seen to go on with the session."""
+        """See that the session is still this process's, and that its copy is.
+
+        Raises
+        ------
+        BadInput
+            Another machine has been seen to go on with the session.
+        StoreUnavailable
+            The thread that sends has ended: nothing that is measured now would be in the copy.
+        """
         if self._lost is not None:
             raise self._lost
+        if self._follower is not None and not self._follower.is_alive():
+            raise StoreUnavailable(
+                f"the thread that copies the session to {self._s3.url}/{self._below} has ended. All trials are in "
+                f"{self._folder}: the same command with --resume goes on and sends them"
+            )
 
     def send(self) -> None:
         """Send what the local files grew by. Raises ``BadInput`` when another machine goes on with the session."""
         with self._sending:
-            self.check()
+            if self._lost is not None:
+                raise self._lost
             pieces: dict[str, list[Piece]] = {}
             replaced: list[str] = []
             # The details last: no record is without its own.
@@ -191,10 +205,18 @@ class RemoteSession:
         while not stop.wait(every_s) and self._lost is None:
             try:
                 self.send()
-            except StoreUnavailable as error:
-                logger.warning("%s. Tuning goes on; it is tried again in %g s", error, every_s)
             except BadInput:
                 return  # ``check`` tells.
+            except StoreUnavailable as error:
+                logger.warning("%s. Tuning goes on; it is tried again in %g s", error, every_s)
+            except Exception:  # Whatever it is, it may be over by then: a copy that is late is better than none.
+                logger.exception("copying %s failed. Tuning goes on; it is tried again in %g s", self._folder, every_s)
+
+    def _end_follower(self, stop: threading.Event) -> None:
+        stop.set()
+        if self._follower is not None:
+            self._follower.join()
+        self._follower = None
 
     def _grown(self, path: Path, sent: list[Piece], replaced: list[str]) -> list[Piece]:
         pieces = list(sent)

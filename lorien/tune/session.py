@@ -120,12 +120,14 @@ class Session:
 
     @classmethod
     def create(cls, folder: Path, workloads: Sequence[Workload], target: Target) -> Session:
-        """Start a session of distinct workloads of one dialect, in a folder that is not there yet.
+        """Start a session of distinct workloads of one dialect, in a folder that is not there yet, or empty.
+
+        Of processes that do so at the same time, one makes the folder and one has the session, none replaces another's.
 
         Raises
         ------
         BadInput
-            The workloads are none, or of several dialects.
+            The workloads are none, or of several dialects; or another process has the session.
         StoreUnavailable
             The folder cannot be written.
         """
@@ -147,13 +149,15 @@ class Session:
             "workloads": [workload.to_json() for workload in workloads],
         }
         try:
-            with atomic_folder(folder) as temporary:
+            with atomic_folder(folder, replace=False) as temporary:
                 (temporary / writer.workload_file).write_bytes(writer.workload_lines())
                 (temporary / writer.record_file).touch()
                 (temporary / DETAILS).touch()
                 (temporary / SIDECAR).write_bytes(orjson.dumps(sidecar, option=orjson.OPT_INDENT_2))
         except OSError as error:
-            raise StoreUnavailable(f"cannot create {folder}: {error}. Fix: free space, or other --logs") from error
+            if not _begun(folder):
+                raise StoreUnavailable(f"cannot create {folder}: {error}. Fix: free space, or other --logs") from error
+            # Another process came first; it may not have opened it yet. Whoever locks it has it.
         return cls(folder)
 
     def append(self, index: int, candidate: Candidate, measurement: Measurement) -> None:
@@ -227,9 +231,10 @@ def open_session(root: Path, workloads: Sequence[Workload], target: Target, *, r
         It cannot be created.
     """
     folder = root / session_name(workloads, target)
-    if not folder.exists():
-        return Session.create(folder, list({workload.key: workload for workload in workloads}.values()), target)
-    session = Session(folder)
+    if _begun(folder):
+        session = Session(folder)
+    else:
+        session = Session.create(folder, list({workload.key: workload for workload in workloads}.values()), target)
     if session.records and not resume:
         session.close()
         raise BadInput(
@@ -245,6 +250,16 @@ def session_name(workloads: Sequence[Workload], target: Target) -> str:
     networks = "+".join(sorted({network for workload in workloads for network in workload.networks})) or "tune"
     readable = re.sub(r"[^A-Za-z0-9._+]+", "-", networks)[:_NAME_CHARS]
     return f"{readable}-{hashlib.sha256(identity).hexdigest()[:12]}"
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a session, or anything else that a new one must not replace."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
 
 
 @contextmanager

@@ -287,7 +287,7 @@ class Worker:
                 job = self.table.job(lease.state.run, lease.state.number)
                 with open_job_session(self.root, job, lease.state) as session:
                     with copy.following() if copy is not None else nullcontext():
-                        self._tune(session, lease, options)
+                        self._tune(session, lease, options, copy)
                     folder, records = session.folder, session.records
                 lease.change(lambda state: self.queue.seal(state, folder.name, records))
             with Session(self.root / lease.state.sealed) as session:
@@ -306,7 +306,7 @@ class Worker:
             for candidate, measurement in own.top()
         )
 
-    def _tune(self, session: Session, lease: Lease, options: JobOptions) -> None:
+    def _tune(self, session: Session, lease: Lease, options: JobOptions, copy: RemoteSession | None) -> None:
         lease.records = session.records
         if session.records > lease.state.records:  # the worker before did not get to tell: the job got on all the same
             lease.change(lambda state: self.queue.heartbeat(state, session.records, time.time()))
@@ -317,13 +317,18 @@ class Worker:
         def watch(index: int, measurement: Measurement) -> None:
             lease.check()
             lease.records = session.records
+            if copy is not None:
+                copy.check()
 
         measurer = self._measuring(dialect, session.target, options)
         ranker = load_ranker(options.model, session.target, dialect) if options.model != "none" else None
         # As in lorien.cli.tune: a session that is gone on with needs samples that it has not seen.
         search = open_strategy(options.strategy, dialect, session.target, ranker, seed=options.seed + session.records)
         config = TuneConfig(options.trials, None, options.batch, options.scheduler)
-        tune(session, search, measurer, config, watch=watch)
+        with measurer.measuring() as contention:
+            tune(session, search, measurer, config, watch=watch)
+        if contention.disturbed:
+            logger.warning("job %d: %s", lease.state.number, contention)
 
     def _measuring(self, dialect: str, target: Target, options: JobOptions) -> Measurer:
         """Children that stay warm from job to job."""

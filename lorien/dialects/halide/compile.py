@@ -19,6 +19,7 @@ import numpy.typing as npt
 from lorien.dialects.halide.pipelines import Pipeline, pipeline_of
 from lorien.dialects.halide.space import halide_target, load_autoscheduler, replay
 from lorien.errors import BadInput
+from lorien.files import temporary_folder
 from lorien.records import Candidate, Workload
 from lorien.target import Target
 
@@ -60,7 +61,7 @@ def _runtime(target: Target) -> tempfile.TemporaryDirectory[str]:
     """Folder of ``runtime.o``; it goes with this process."""
     import halide as hl
 
-    folder = tempfile.TemporaryDirectory(prefix="lorien-halide-")
+    folder = temporary_folder("lorien-halide-")
     hl.compile_standalone_runtime(str(Path(folder.name, "runtime.o")), halide_target(target))
     return folder
 
@@ -71,7 +72,7 @@ def build(workload: Workload, candidate: Candidate, target: Target, out: Path) -
 
     made = replay(workload, candidate, target)
     bare = halide_target(target).with_feature(hl.TargetFeature.NoRuntime)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with temporary_folder("lorien-kernel-", out.parent) as folder:
         kernel = Path(folder, "kernel.o")
         images = [image for image, _ in made.pipeline.inputs]
         made.halide.compile_to({hl.OutputFileType.object: str(kernel)}, images, FUNCTION, bare)

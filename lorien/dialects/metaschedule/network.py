@@ -71,7 +71,8 @@ class Network:
                 database.commit_tuning_record(ms.database.TuningRecord(trace, entry, [1.0], device, []))
         with device, database, PassContext(opt_level=3):
             executable = relax.build(self._lowered, target=device, relax_pipeline=_passes(device))
-        executable.export_library(str(library))
+        # Beside the library: TVM's own folder would stay if this process is killed.
+        executable.export_library(str(library), workspace_dir=str(library.parent))
 
 
 def _passes(device: tvm.target.Target) -> tvm.ir.transform.Pass:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from lorien.files import temporary_folder
 from lorien.tune.worker import WorkerConfig
 
 COMMAND = (sys.executable, "-c", "from lorien.cli import main; main()", "worker")
@@ -23,7 +23,7 @@ class LocalExecutor:
 
     def __init__(self, worker: WorkerConfig) -> None:
         self._worker = worker
-        self._folder = tempfile.TemporaryDirectory(prefix="lorien-workers-")
+        self._folder = temporary_folder("lorien-workers-")
         self._running: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         self._started = 0
         self._deaths: list[str] = []
