@@ -195,12 +195,10 @@ class _Part:
     def complaint(self, url: str) -> str:
         """What to say of the missing ones."""
         shards = ", ".join(f"{index}/{self.count}" for index in self.missing)
-        instead = (
-            "the log it grew from stands in for it" if self.stands_in else "lorien featurize was stopped, or is at work"
-        )
+        instead = "; what it grew from is read in its place" if self.stands_in else ""
         return (
-            f"{url} lacks tables of log {self.log}: shards {shards} are missing ({instead}). "
-            f"Fix: lorien featurize {self.store or 'LOGS'} -o {url}"
+            f"{url} lacks tables of log {self.log}: shards {shards} are missing{instead}. lorien featurize is at work, "
+            f"or was stopped. Fix: lorien featurize {self.store or 'LOGS'} -o {url}"
         )
 
 

@@ -70,7 +70,7 @@ def read(path: Path) -> list[object]:
 
 
 def damages(data: bytes, count: int) -> Iterator[bytes]:
-    """One bit flipped anywhere, in the footer, or at the end; a part of zeros, of noise, or cut out; the end missing."""
+    """One bit flipped anywhere, in the footer, or at the end; a part zeroed, of noise, or cut out; the end missing."""
     rng = random.Random(22)
     (footer,) = struct.unpack("<I", data[-8:-4])
     for number in range(count):
