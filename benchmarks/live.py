@@ -69,7 +69,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def workload_keys(table: Path) -> set[str]:
     """Workloads in a feature table."""
-    return set(pq.read_table(table, columns=["workload_key"])["workload_key"].to_pylist())
+    return set(
+        pq.read_table(table, columns=["workload_key"], page_checksum_verification=True)["workload_key"].to_pylist()
+    )
 
 
 def stock(arguments: argparse.Namespace) -> None:

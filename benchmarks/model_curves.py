@@ -47,7 +47,9 @@ def by_hash(names: Collection[str]) -> list[str]:
 
 def copy_part(features: Path, out: Path, kept: Collection[str], network: str, each: int | None = None) -> None:
     """Copy feature tables: all rows of the network held out; of workloads in ``kept``, all or ``each`` of theirs."""
-    tables = {path: pq.read_table(path) for path in sorted(features.rglob("*.parquet"))}
+    tables = {
+        path: pq.read_table(path, page_checksum_verification=True) for path in sorted(features.rglob("*.parquet"))
+    }
     candidates: dict[str, set[str]] = {key: set() for key in kept}
     for table in tables.values():
         for key, candidate in zip(table["workload_key"].to_pylist(), table["candidate"].to_pylist(), strict=True):
@@ -72,7 +74,7 @@ def workloads_of(features: Path, network: str) -> list[str]:
     keys: set[str] = set()
     related: set[str] = set()
     for path in features.rglob("*.parquet"):
-        table = pq.read_table(path, columns=["workload_key", "network"])
+        table = pq.read_table(path, columns=["workload_key", "network"], page_checksum_verification=True)
         for row in table.group_by(["workload_key", "network"]).aggregate([]).to_pylist():
             apart = any(is_of(row["network"], name) for name in (network, network + MUTATED))
             (related if apart else keys).add(row["workload_key"])
@@ -83,7 +85,9 @@ def networks_of(features: Path) -> list[str]:
     """Networks that can be held out."""
     values: set[str | None] = set()
     for path in features.rglob("*.parquet"):
-        values |= set(pq.read_table(path, columns=["network"])["network"].unique().to_pylist())
+        values |= set(
+            pq.read_table(path, columns=["network"], page_checksum_verification=True)["network"].unique().to_pylist()
+        )
     return sorted({name for value in values for name in parted(value) if not name.endswith(MUTATED)})
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from lorien.errors import SchemaMismatch
+from lorien.errors import BadInput, SchemaMismatch
+from lorien.target import Target
 
 METADATA_KEY = b"lorien.features"
 TABLE_VERSION = 1
@@ -97,25 +100,76 @@ class TableAbout:
     dialect: str
     target: str
     source: dict[str, str]
+    rows: int
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which part of its log it holds, of how many; (0, 1) where it does not say."""
+        index, _, count = self.source.get("shard", "0/1").partition("/")
+        return int(index), int(count)
 
 
-def read_about(schema: pa.Schema, where: str) -> TableAbout:
-    """The metadata of a feature table. Raises ``SchemaMismatch`` when it is none, or of another table version."""
+def read_about(schema: pa.Schema, where: str, rows: int) -> TableAbout:
+    """The metadata of a feature table of so many rows.
+
+    Raises ``SchemaMismatch`` when it is none, is damaged, or is of another table version.
+    """
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise SchemaMismatch(f"{where} is no feature table. Fix: write it with lorien featurize")
-    about = orjson.loads(raw)
-    if about.get("table_version") != TABLE_VERSION:
+    try:
+        about = orjson.loads(raw)
+        version = about["table_version"]
+    except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+        raise _damaged(where, error) from None
+    if version != TABLE_VERSION:
         raise SchemaMismatch(
-            f"{where} is a feature table of version {about.get('table_version')}, this Lorien reads {TABLE_VERSION}. "
+            f"{where} is a feature table of version {version}, this Lorien reads {TABLE_VERSION}. "
             "Fix: run lorien featurize again"
         )
-    features = FeatureSet(
-        about["feature_set"], about["feature_version"], tuple(Column(*column) for column in about["columns"])
-    )
-    missing = [name for name in (*ROW_COLUMNS, *features.names) if name not in schema.names]
+    try:
+        found = _parsed(about, rows)
+        columns = (*ROW_COLUMNS, *found.feature_set.names)
+        kinds = [*(kind for _, kind, *_ in ROW_FIELDS), *(pa.float32() for _ in found.feature_set.names)]
+        missing = [name for name in columns if name not in schema.names]
+        if not missing:
+            for name, kind in zip(columns, kinds, strict=True):
+                _check_kind(name, schema.field(name).type, kind)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _damaged(where, error) from None
     if missing:
         raise SchemaMismatch(
             f"{where} lacks the columns {', '.join(missing[:5])} that its metadata names. Fix: lorien featurize again"
         )
-    return TableAbout(features, about["dialect"], about["target"], about["source"])
+    return found
+
+
+def _parsed(about: dict[str, Any], rows: int) -> TableAbout:
+    """What the metadata says. Raises one of Python's own errors where it says something else than a table's does."""
+    columns = tuple(Column(*column) for column in about["columns"])
+    features = FeatureSet(about["feature_set"], about["feature_version"], columns)
+    found = TableAbout(features, about["dialect"], about["target"], about["source"], rows)
+    texts = [features.name, found.dialect, found.target, *features.names, *found.source, *found.source.values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name in its metadata is no text")
+    with suppress(BadInput):  # A kind of device that this Lorien does not know is the business of who ranks for it.
+        Target.from_key(found.target)
+    index, count = found.shard
+    if not 0 <= index < count:
+        raise ValueError(f"its metadata names shard {index} of {count}")
+    return found
+
+
+def _check_kind(name: str, present: pa.DataType, wanted: pa.DataType) -> None:
+    """Texts where texts are to be, numbers where numbers: their width is the writer's business."""
+    kind = present.value_type if pa.types.is_dictionary(present) else present
+    number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (pa.types.is_null(kind) or (text if wanted == pa.string() else number)):
+        raise TypeError(f"its column {name} is of {present}, not {wanted}")
+
+
+def _damaged(where: str, error: Exception) -> SchemaMismatch:
+    return SchemaMismatch(
+        f"{where} is damaged ({type(error).__name__}: {error}). Fix: delete it and run lorien featurize again"
+    )

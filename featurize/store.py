@@ -5,21 +5,25 @@ A table is named by its path in the data set. It appears under that name only wh
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from lorien.errors import BadInput, SchemaMismatch
-from lorien.featurize.schema import TableAbout, read_about
-from lorien.files import TEMPORARY_PREFIX, atomic_file, remove_leftovers, temporary_folder
+from lorien.errors import BadInput, LorienError, StoreUnavailable, again
+from lorien.featurize.dataset import CONTENTS, TABLES, about_of, files_below
+from lorien.featurize.parquet import tail_bytes
+from lorien.featurize.schema import TableAbout
+from lorien.files import TEMPORARY_PREFIX, atomic_file, remove_leftovers, temporary_beside, temporary_folder
 from lorien.s3 import S3Folder
 
 # Footers of 300 columns and a few row groups; a longer one takes a second request.
 TAIL_BYTES = 256 * 1024
+LISTINGS = 10
+"""Times that a reader lists the tables anew when some have gone since it listed them."""
 
 
 class TableStore(Protocol):
@@ -31,7 +35,7 @@ class TableStore(Protocol):
     url: str
 
     def abouts(self) -> dict[str, TableAbout]:
-        """What every table says of itself, by its name, sorted.
+        """What every table says of itself, by its name, sorted; one that goes meanwhile is left out.
 
         Raises
         ------
@@ -46,7 +50,10 @@ class TableStore(Protocol):
         """Take a table out; nothing when it is gone."""
 
     def local(self) -> AbstractContextManager[Path]:
-        """The tables below a local folder, as long as the context lasts."""
+        """The tables as they are now below a local folder, as long as the context lasts, with their contents.
+
+        Writers change nothing below it. Errors raised in the block name the tables where they really are.
+        """
 
 
 def open_tables(url: str | Path) -> TableStore:
@@ -75,16 +82,12 @@ class LocalTables:
         self.url = str(root)
 
     def abouts(self) -> dict[str, TableAbout]:
-        """See ``TableStore.abouts``. What killed writers left is removed."""
+        """See ``TableStore.abouts``. What killed writers and readers left is removed."""
+        self._sweep()
         found = {}
-        begun = set()
-        for path in sorted(self._root.rglob("*.parquet")):
-            if not path.name.startswith(TEMPORARY_PREFIX):
+        for path in files_below(self._root, TABLES):
+            with suppress(FileNotFoundError):
                 found[path.relative_to(self._root).as_posix()] = about_of(path)
-            else:
-                begun.add(path.parent)
-        for folder in begun:
-            remove_leftovers(folder)
         return found
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
@@ -97,8 +100,42 @@ class LocalTables:
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """See ``TableStore.local``."""
-        yield self._root
+        """See ``TableStore.local``: links beside the tables.
+
+        Where there can be none (a folder that only others may write, a file system without them) it is the tables
+        themselves.
+        """
+        folder = temporary_beside(self._root / "tables")
+        try:
+            for _ in range(LISTINGS):
+                if self._link(folder):
+                    break
+                shutil.rmtree(folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with _named(folder, self.url):
+                yield folder if folder.is_dir() and any(folder.iterdir()) else self._root
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _link(self, folder: Path) -> bool:
+        """Link all files into a folder; False when one has gone since it was listed. Raises ``OSError``."""
+        folder.mkdir()
+        for path in files_below(self._root, TABLES, CONTENTS):
+            link = folder / path.relative_to(self._root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), link)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _sweep(self) -> None:
+        for where, folders, names in os.walk(self._root):
+            if any(name.startswith(TEMPORARY_PREFIX) for name in (*folders, *names)):
+                remove_leftovers(Path(where))
+            folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 class S3Tables:
@@ -110,7 +147,7 @@ class S3Tables:
 
     def abouts(self) -> dict[str, TableAbout]:
         """See ``TableStore.abouts``. Fetches footers alone."""
-        names = self._names()
+        names = self._names(TABLES)
         abouts = zip(names, self._s3.each(self._about, names), strict=True)
         return {name: about for name, about in abouts if about is not None}
 
@@ -130,37 +167,51 @@ class S3Tables:
     def local(self) -> Iterator[Path]:
         """See ``TableStore.local``."""
         with temporary_folder("lorien-features-") as folder:
-            paths = {name: Path(folder) / name for name in self._names()}
-            if not paths:
-                raise BadInput(f"no feature tables in {self.url}. Fix: lorien featurize LOGS -o {self.url}")
-            for parent in {path.parent for path in paths.values()}:
-                parent.mkdir(parents=True, exist_ok=True)
-            self._s3.download(paths)
-            yield Path(folder)
+            for _ in range(LISTINGS):
+                with suppress(FileNotFoundError):
+                    self._download(Path(folder) / "tables")
+                    break
+                shutil.rmtree(Path(folder) / "tables")
+            else:
+                raise StoreUnavailable(
+                    f"the tables in {self.url} are replaced faster than they can be fetched. "
+                    "Fix: run again when lorien featurize has ended"
+                )
+            with _named(Path(folder) / "tables", self.url):
+                yield Path(folder) / "tables"
 
-    def _names(self) -> list[str]:
+    def _download(self, folder: Path) -> None:
+        """Fetch all files. Raises ``FileNotFoundError`` when one has gone since it was listed."""
+        paths = {name: folder / name for name in self._names(TABLES, CONTENTS)}
+        if not paths:
+            raise BadInput(f"no feature tables in {self.url}. Fix: lorien featurize LOGS -o {self.url}")
+        for parent in {path.parent for path in paths.values()}:
+            parent.mkdir(parents=True, exist_ok=True)
+        self._s3.download(paths)
+
+    def _names(self, *patterns: str) -> list[str]:
         # A key may be any text; these become paths.
         names = (name for page in self._s3.pages() for name in page if not {"", ".."} & set(name.split("/")))
-        return [name for name in names if name.endswith(".parquet")]
+        return [name for name in names if any(fnmatch(name.rpartition("/")[2], pattern) for pattern in patterns)]
 
     def _about(self, name: str) -> TableAbout | None:
         """What a table says of itself; None when it has been dropped since it was listed."""
         footer_bytes = TAIL_BYTES
         while found := self._s3.read(name, footer_bytes):
             tail = found.content
-            needed_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+            needed_bytes = tail_bytes(tail)
             if len(tail) < footer_bytes or needed_bytes <= footer_bytes:
-                return about_of(pa.BufferReader(tail), f"{self.url}/{name}")
+                return about_of(tail, f"{self.url}/{name}")
             footer_bytes = needed_bytes
         return None
 
 
-def about_of(table: Path | pa.BufferReader, where: str | None = None) -> TableAbout:
-    """What a table, or the end of one, says of itself. Raises ``SchemaMismatch`` when it is damaged, or none."""
-    where = where or str(table)
+@contextmanager
+def _named(folder: Path, url: str) -> Iterator[None]:
+    """Errors about what lies below a folder name where it is from."""
     try:
-        return read_about(pq.read_schema(table), where)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaMismatch(
-            f"{where} is no readable Parquet file ({error}). Fix: delete it and featurize again"
-        ) from None
+        yield
+    except LorienError as error:
+        if str(folder) not in str(error):
+            raise
+        raise again(type(error), str(error).replace(str(folder), url)) from None

@@ -1,55 +1,44 @@
 """Logs to feature tables: a Parquet data set partitioned by dialect and target, written by several processes.
 
-A log is cut into shards and each shard is one table, written in row groups: memory does not grow with the log. A table
-appears under its name only when it is whole, and carries the fingerprint of the log it came from, so that a second run
-does only what is new.
+A log is cut into shards and each shard is one table. A table appears under its name only when it is whole, and carries
+the fingerprint of the log it came from, so that a second run does only what is new.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pebble import ProcessExpired, ProcessPool
 
 from lorien.cluster import ray_pool
-from lorien.dialects import open_dialect
-from lorien.dialects.base import LogInfo, ReadReport
-from lorien.errors import BadInput, LorienError
+from lorien.errors import LorienError
 from lorien.featurize import open_extractor
-from lorien.featurize.schema import ROW_FIELDS, TableAbout, joined
-from lorien.featurize.store import TableStore, about_of, open_tables
-from lorien.files import kind_of_folder
+from lorien.featurize.dataset import Contents, tables
+from lorien.featurize.schema import TableAbout
+from lorien.featurize.shard import Shard, ShardDone, fetch_and_write, shards_of, write_table
+from lorien.featurize.store import TableStore, open_tables
 from lorien.logs.base import no_logs
-from lorien.logs.walk import info_for
 from lorien.machine import available_cores
-from lorien.records import TuningRecord
 
 if TYPE_CHECKING:
-    from lorien.featurize.base import Features
     from lorien.logs.base import LogStore, StoredLog
+
+__all__ = ["FeaturizeReport", "Progress", "featurize", "tables"]
 
 logger = logging.getLogger(__name__)
 
-# Small enough that the garbage collector walks few objects: 1,024 rows go through a fifth faster than 8,192.
-BATCH_ROWS = 1024
-ROW_GROUP_ROWS = 64 * BATCH_ROWS
-GC_ALLOCATIONS = 1_000_000
-SHARD_ROWS = 512
-"""Records that are worth a table of their own."""
+PASSES = 3
+"""Times that a run looks for logs that others have stored, or replaced, while it was at work."""
 Progress = Callable[[int, int, int], None]
 """Called with (tables done, tables to do, rows written so far)."""
 
@@ -68,39 +57,28 @@ class FeaturizeReport:
 
 
 @dataclass(frozen=True)
-class _Shard:
-    logs: LogStore
-    log: StoredLog
-    index: int
-    count: int
-    tables: TableStore
-    feature_set: str | None
-
-    @property
-    def table(self) -> str:
-        """Its name in the data set."""
-        name = f"{self.log.id.rpartition('/')[2]}-{self.index}of{self.count}.parquet"
-        return f"dialect={self.log.dialect}/target={self.log.target.key}/{name}"
-
-    @property
-    def source(self) -> dict[str, str]:
-        """What the table says of where it is from."""
-        shard = f"{self.index}/{self.count}"
-        return {"store": self.logs.url, "log": self.log.id, "fingerprint": self.log.fingerprint, "shard": shard}
-
-
-@dataclass(frozen=True)
-class _ShardDone:
-    table: str
-    rows: int
-    skipped: int
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _ShardFailed:
     log: str
     error: BaseException
+
+    @property
+    def reason(self) -> str:
+        """Why, for people."""
+        died = isinstance(self.error, ProcessExpired)
+        return f"the worker died ({self.error})" if died else str(self.error)
+
+
+_Outcome = tuple[Shard, ShardDone | _ShardFailed]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Tables that are to be there, those of them to be written, and those to be dropped afterwards; their dialects."""
+
+    expected: list[Shard]
+    stale: list[Shard]
+    replaced: set[str]
+    dialects: list[str]
 
 
 def featurize(
@@ -147,99 +125,115 @@ def featurize(
     if not stored:
         raise no_logs(logs.url)
     store = open_tables(out)
-    present = store.abouts()
-    _drop_tables_of_gone_logs(store, present, logs.url, {log.id for log in stored})
-    todo = [shard for log in stored for shard in _shards(log, logs, store, feature_set)]
-    stale = [shard for shard in todo if not _is_current(shard, present.get(shard.table))]
-    report.unchanged = len(todo) - len(stale)
-    # The largest first: the last shard to end is then a small one.
-    stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
-    # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    workers = max(1, min(processes or available_cores(), len(stale)))
-    far = executor == "ray"
-    pool = ray_pool(ray_address) if far else ProcessPool(max_workers=workers, context=context)
-    for done in _run(stale, pool, 0 if far else 2 * workers, report, progress):
-        report.rows += done.rows
-        report.skipped += done.skipped
-        report.reasons.extend(done.reasons)
-        if done.rows:
-            report.tables.append(done.table)
+    written: set[str] = set()
+    failed: dict[str, _ShardFailed] = {}
+    for _ in range(PASSES):
+        plan = _plan(stored, logs, store, dialect, feature_set)
+        if plan.stale or plan.replaced:
+            _write_contents(store, logs.url, plan)
+        # Spawned, not forked: a forked child of a process that has started Arrow's or TVM's threads can deadlock.
+        context = multiprocessing.get_context("spawn")
+        workers = max(1, min(processes or available_cores(), len(plan.stale)))
+        far = executor == "ray"
+        pool = ray_pool(ray_address) if far else ProcessPool(max_workers=workers, context=context)
+        for shard, outcome in _run(plan.stale, pool, 0 if far else 2 * workers, progress):
+            if isinstance(outcome, _ShardFailed):
+                failed[shard.table] = outcome
+                continue
+            failed.pop(shard.table, None)
+            written.add(shard.table)
+            report.rows += outcome.rows
+            report.skipped += outcome.skipped
+            report.reasons.extend(outcome.reasons)
+            if outcome.rows:
+                report.tables.append(f"{store.url}/{shard.table}")
+        _drop_replaced(store, plan, written)
+        before, stored = {log.id for log in stored}, list(logs.list(dialect=dialect)) if plan.stale else stored
+        ids = {log.id for log in stored}
+        # A log that another process has replaced since it was listed has not failed: what it grew to has its records.
+        failed = {table: failure for table, failure in failed.items() if failure.log in ids}
+        if ids == before:
+            break
+    report.unchanged = len({shard.table for shard in plan.expected} - written - failed.keys())
+    report.failed_logs = [f"{failure.log}: {failure.reason}" for failure in failed.values()]
     report.tables.sort()
     report.seconds = time.monotonic() - started_s
     return report
 
 
-def tables(features: Path, *, dialect: str | None = None, target: str | None = None) -> list[tuple[Path, TableAbout]]:
-    """Tables of a data set with what they say of themselves, in a stable order.
-
-    Raises
-    ------
-    BadInput
-        The folder is missing or holds no table.
-    SchemaMismatch
-        A table is damaged, or no feature table.
-    """
-    found = []
-    for path in sorted(features.rglob("*.parquet")):
-        if any(part.startswith(".") for part in path.relative_to(features).parts):
-            continue
-        about = about_of(path)
-        if dialect in (None, about.dialect) and target in (None, about.target):
-            found.append((path, about))
-    if not found:
-        which = "".join(f" for {name}" for name in (dialect, target) if name)
-        if kind_of_folder(features) == "tuning logs":
-            raise BadInput(f"{features} holds logs, not features. Fix: lorien featurize {features} -o FEATURES first")
-        raise BadInput(f"no feature tables{which} in {features}. Fix: lorien featurize LOGS -o {features}")
-    return found
+def _plan(
+    stored: Sequence[StoredLog], logs: LogStore, store: TableStore, dialect: str | None, feature_set: str | None
+) -> _Plan:
+    """Compare the logs of a store with the tables that are there."""
+    present = store.abouts()
+    expected = [shard for log in stored for shard in shards_of(log, logs, store, feature_set)]
+    stale = [shard for shard in expected if not _is_current(shard, present.get(shard.table))]
+    # The largest first: the last shard to end is then a small one.
+    stale.sort(key=lambda shard: -shard.log.size_bytes / shard.count)
+    own = {
+        name: about
+        for name, about in present.items()
+        if about.source.get("store") == logs.url and dialect in (None, about.dialect)
+    }
+    dialects = {log.dialect for log in stored} | {about.dialect for about in own.values()}
+    return _Plan(expected, stale, own.keys() - {shard.table for shard in expected}, sorted(dialects))
 
 
-def _shards(log: StoredLog, logs: LogStore, store: TableStore, feature_set: str | None) -> list[_Shard]:
-    by_size = -(-log.size_bytes // open_dialect(log.dialect).shard_bytes)
-    # Of a log that came uncompressed, or whose workloads outweigh its records, size alone makes tables of a few rows.
-    count = min(by_size, -(-log.records // SHARD_ROWS))
-    return [_Shard(logs, log, index, count, store, feature_set) for index in range(count)]
-
-
-def _is_current(shard: _Shard, about: TableAbout | None) -> bool:
+def _is_current(shard: Shard, about: TableAbout | None) -> bool:
+    if about is None:
+        return False
+    # An earlier Lorien took what it could read of a damaged log for the whole.
+    checked = "log_records" in about.source or about.rows == shard.lines
     return (
-        about is not None
+        checked
         and about.source.get("fingerprint") == shard.log.fingerprint
         and about.feature_set == open_extractor(shard.log.dialect, shard.feature_set).features
     )
 
 
-def _drop_tables_of_gone_logs(
-    store: TableStore, present: dict[str, TableAbout], logs_url: str, stored: set[str]
-) -> None:
-    """A log that grew is stored under a new name: the tables of the old one would count its records twice."""
-    for name, about in present.items():
-        if about.source.get("store") == logs_url and about.source.get("log") not in stored:
-            logger.info("dropping %s: its log %s is no longer in the store", name, about.source.get("log"))
+def _write_contents(store: TableStore, url: str, plan: _Plan) -> None:
+    """Write down which tables the logs of a store are to have: readers compare, and know what is missing."""
+    for dialect in plan.dialects:
+        own = {shard.log.id: shard.count for shard in plan.expected if shard.log.dialect == dialect}
+        contents = Contents(url, own)
+        with store.writing(contents.name(dialect)) as path:
+            path.write_bytes(contents.to_bytes())
+
+
+def _drop_replaced(store: TableStore, plan: _Plan, written: Container[str]) -> None:
+    """Drop tables of logs that the store has no more: those of a log that grew would count its records twice.
+
+    They stay while the tables of what it grew to are not all there: readers take them in their place.
+    """
+    unfinished = {_network_of(shard.table) for shard in plan.stale if shard.table not in written}
+    for name in sorted(plan.replaced):
+        if _network_of(name) not in unfinished:
+            logger.info("dropping %s: its log is no longer in the store", name)
             store.drop(name)
 
 
+def _network_of(table: str) -> str:
+    """The part of its name that the tables of a log share with those of what it grew to."""
+    return table.rpartition("-")[0].rpartition("-")[0]
+
+
 def _run(
-    shards: Sequence[_Shard],
-    processes: AbstractContextManager[Any],
-    at_once: int,
-    report: FeaturizeReport,
-    progress: Progress | None,
-) -> list[_ShardDone]:
-    """Write the tables.
+    shards: Sequence[Shard], processes: AbstractContextManager[Any], at_once: int, progress: Progress | None
+) -> list[_Outcome]:
+    """Write the tables. Raises what is neither the logs' fault, nor the disk's.
 
     Processes of this machine extract, while threads here fetch the next logs and send the tables before: each log is
     fetched once, and at most ``at_once`` lie here at a time. With ``at_once`` 0 the processes are on other machines,
     and each fetches and sends its own.
     """
-    finished: list[_ShardDone] = []
+    finished: list[_Outcome] = []
     if not shards:
         return finished
-    of_log: dict[str, list[_Shard]] = {}
+    of_log: dict[str, list[Shard]] = {}
     for shard in shards:
         of_log.setdefault(shard.log.id, []).append(shard)
-    outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+    rows = 0
     with ThreadPoolExecutor(max(1, at_once)) as fetchers, processes as pool:
         work = _Work(pool, at_once, outcomes)
         try:
@@ -250,17 +244,14 @@ def _run(
                 for shard in shards:
                     work.do_elsewhere(shard)
             for _ in shards:
-                outcome = outcomes.get()
-                if isinstance(outcome, _ShardDone):
-                    finished.append(outcome)
-                elif isinstance(outcome.error, ProcessExpired):
-                    report.failed_logs.append(f"{outcome.log}: the worker died ({outcome.error})")
-                elif isinstance(outcome.error, (LorienError, OSError)):
-                    report.failed_logs.append(f"{outcome.log}: {outcome.error}")
-                else:
+                shard, outcome = outcomes.get()
+                if isinstance(outcome, ShardDone):
+                    rows += outcome.rows
+                elif not isinstance(outcome.error, (ProcessExpired, LorienError, OSError)):
                     raise outcome.error
+                finished.append((shard, outcome))
                 if progress is not None:
-                    progress(len(finished) + len(report.failed_logs), len(shards), sum(d.rows for d in finished))
+                    progress(len(finished), len(shards), rows)
         except BaseException:
             fetchers.shutdown(wait=False, cancel_futures=True)
             work.stop()
@@ -271,33 +262,33 @@ def _run(
 class _Work:
     """What the threads of a run do. Each shard has one outcome: what was written, or why not."""
 
-    def __init__(self, pool: Any, at_once: int, outcomes: queue.SimpleQueue[_ShardDone | _ShardFailed]) -> None:
+    def __init__(self, pool: Any, at_once: int, outcomes: queue.SimpleQueue[_Outcome]) -> None:
         self._pool = pool
         self._at_once = at_once
         self._outcomes = outcomes
-        self._running: list[Future[_ShardDone]] = []
+        self._running: list[Future[ShardDone]] = []
         self._scheduling = threading.Lock()
 
-    def do_log(self, shards: Sequence[_Shard]) -> None:
+    def do_log(self, shards: Sequence[Shard]) -> None:
         """Fetch a log and write the tables of its shards."""
         with ExitStack() as stack:
             try:
                 path = stack.enter_context(shards[0].logs.local(shards[0].log))
             except Exception as error:
                 for shard in shards:
-                    self._outcomes.put(_ShardFailed(shard.log.id, error))
+                    self._outcomes.put((shard, _ShardFailed(shard.log.id, error)))
                 return
             writers = stack.enter_context(ThreadPoolExecutor(min(self._at_once, len(shards))))
             for shard in shards:
                 writers.submit(self._do, shard, path)
 
-    def do_elsewhere(self, shard: _Shard) -> None:
+    def do_elsewhere(self, shard: Shard) -> None:
         """Have a process fetch the log, write the table and send it."""
-        future: Future[_ShardDone] = self._pool.schedule(_write_shard_there, args=(shard,))
+        future: Future[ShardDone] = self._pool.schedule(fetch_and_write, args=(shard,))
 
-        def tell(done: Future[_ShardDone]) -> None:
+        def tell(done: Future[ShardDone]) -> None:
             error = done.exception()
-            self._outcomes.put(_ShardFailed(shard.log.id, error) if error else done.result())
+            self._outcomes.put((shard, _ShardFailed(shard.log.id, error) if error else done.result()))
 
         future.add_done_callback(tell)
 
@@ -308,63 +299,14 @@ class _Work:
             for future in self._running:
                 future.cancel()
 
-    def _do(self, shard: _Shard, path: Path) -> None:
+    def _do(self, shard: Shard, path: Path) -> None:
         try:
             with shard.tables.writing(shard.table) as temporary:
                 with self._scheduling:
-                    future = self._pool.schedule(_write_shard, args=(shard, path, temporary))
+                    future = self._pool.schedule(write_table, args=(shard, path, temporary))
                     self._running.append(future)
-                done: _ShardDone = future.result()
+                done: ShardDone = future.result()
         except Exception as error:
-            self._outcomes.put(_ShardFailed(shard.log.id, error))
+            self._outcomes.put((shard, _ShardFailed(shard.log.id, error)))
         else:
-            self._outcomes.put(done)
-
-
-def _write_shard_there(shard: _Shard) -> _ShardDone:
-    with shard.logs.local(shard.log) as path, shard.tables.writing(shard.table) as temporary:
-        return _write_shard(shard, path, temporary)
-
-
-def _write_shard(shard: _Shard, path: Path, table: Path) -> _ShardDone:
-    # Two workers on two cores: threads inside them would only get in each other's way.
-    pa.set_cpu_count(1)
-    # Records are trees of lists without cycles: looking for cycles among them at every turn takes half the time.
-    gc.set_threshold(GC_ALLOCATIONS)
-    log = shard.log
-    extractor = open_extractor(log.dialect, shard.feature_set)
-    schema = extractor.features.arrow_schema(log.dialect, log.target.key, shard.source)
-    report, rows = ReadReport(), 0
-    with pq.ParquetWriter(table, schema, compression="zstd") as writer:
-        batches: list[pa.RecordBatch] = []
-        info = info_for(log, path)
-        for records, features in extractor.extract_log(path, info, report, (shard.index, shard.count), BATCH_ROWS):
-            batches.append(_record_batch(schema, records, features, info))
-            rows += len(records)
-            if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
-                writer.write_table(pa.Table.from_batches(batches))
-                batches = []
-        if batches:
-            writer.write_table(pa.Table.from_batches(batches))
-    return _ShardDone(f"{shard.tables.url}/{shard.table}", rows, report.unreadable, tuple(report.reasons))
-
-
-def _record_batch(
-    schema: pa.Schema, records: Sequence[TuningRecord], features: Features, info: LogInfo
-) -> pa.RecordBatch:
-    workloads = [record.workload for record in records]
-    rows = {
-        "workload_key": [workload.key for workload in workloads],
-        "workload": [workload.name for workload in workloads],
-        "network": [joined(record.workload.networks) or record.network for record in records],
-        "weight": [info.weights.get(workload.name, workload.weight) for workload in workloads],
-        "flop": [workload.flop for workload in workloads],
-        "candidate": [record.candidate.key for record in records],
-        "build": [record.build for record in records],
-        "latency_s": [record.measurement.latency_s for record in records],
-        "error": [None if record.measurement.ok else record.measurement.outcome.value for record in records],
-    }
-    arrays = [pa.array(rows[name], kind) for name, kind, *_ in ROW_FIELDS]
-    columns = np.ascontiguousarray(features.T, dtype=np.float32)
-    arrays += [pa.array(column) for column in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+            self._outcomes.put((shard, done))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lorien.errors import BadInput, SchemaMismatch
 from lorien.featurize.base import Features
-from lorien.featurize.schema import FeatureSet, read_about
-from lorien.featurize.table import tables
+from lorien.featurize.dataset import about_of, tables
+from lorien.featurize.parquet import batches
+from lorien.featurize.schema import FeatureSet
 from lorien.models.metrics import BoolArray, Candidates, FloatArray, IntArray
 
 BATCH_ROWS = 16384
@@ -111,11 +111,9 @@ def group_tables(features: Path, *, dialect: str | None = None, target: str | No
 def table_at(path: Path) -> Tables:
     """One table by itself. Raises ``BadInput`` when there is none, ``SchemaMismatch`` when it is damaged."""
     try:
-        about = read_about(pq.read_schema(path), str(path))
+        about = about_of(path)
     except FileNotFoundError:
         raise BadInput(f"no feature table at {path}. Fix: lorien featurize LOGS -o FEATURES") from None
-    except pa.ArrowInvalid as error:
-        raise _damaged(path, error) from None
     return Tables(about.dialect, about.target, about.feature_set, (path,))
 
 
@@ -159,15 +157,7 @@ def read_features(group: Tables, chosen: BoolArray) -> Features:
 
 def _batches(group: Tables, columns: list[str]) -> Iterator[pa.RecordBatch]:
     for path in group.paths:
-        try:
-            with pq.ParquetFile(path) as table:
-                yield from table.iter_batches(BATCH_ROWS, columns=columns)
-        except pa.ArrowInvalid as error:
-            raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: pa.ArrowInvalid) -> SchemaMismatch:
-    return SchemaMismatch(f"{path} cannot be read as Parquet ({error}). Fix: delete it and run lorien featurize again")
+        yield from batches(path, BATCH_ROWS, columns)
 
 
 def _codes(column: pa.Array, known: dict[str, int]) -> IntArray:

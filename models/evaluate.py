@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorien.errors import BadInput
+from lorien.featurize.dataset import missing_tables
 from lorien.featurize.schema import is_of
 from lorien.featurize.store import open_tables
 from lorien.models.confidence import check_confidence
@@ -43,7 +44,8 @@ def evaluate(
     dict of str to dict
         By target key (by ``dialect/target key`` where a target has tables of several dialects): what
         ``ranking_scores`` returns; ``dropped_workloads``, those the model was trained on; ``model``, the key of the
-        target whose model ranked; what ``check_confidence`` returns, for a model that states its confidence.
+        target whose model ranked; ``missing``, the tables that the data set lacks of the target, log by log; what
+        ``check_confidence`` returns, for a model that states its confidence.
 
     Raises
     ------
@@ -57,7 +59,10 @@ def evaluate(
     results: dict[str, dict[str, Any]] = {}
     dropped_in_all = 0
     with open_tables(features).local() as folder:
-        groups = group_tables(folder, target=Target.parse(target).key if target else None)
+        key = Target.parse(target).key if target else None
+        groups = group_tables(folder, target=key)
+        for complaint in missing_tables(folder, features, target=key):
+            logger.warning("%s", complaint)
         keys = [group.target for group in groups]
         for group in groups:
             rows = read_rows(group)
@@ -83,6 +88,7 @@ def evaluate(
                 **ranking_scores(candidates, score[chosen]),
                 "dropped_workloads": dropped,
                 "model": ranker.model.target,
+                "missing": missing_tables(folder, features, dialect=group.dialect, target=group.target),
             }
             if ranker.model.confidence:
                 value = candidates.value()

@@ -18,7 +18,7 @@ from lorien.models.calibration import Calibration
 from lorien.models.confidence import Confidence
 from lorien.models.metrics import FloatArray
 from lorien.models.scorer import Scorer, TreeEnsemble
-from lorien.models.store import DRAFT_FILE, SCORER_FILE, Model, ModelStore, StoredModel, open_models
+from lorien.models.store import DRAFT_FILE, SCORER_FILE, Model, ModelStore, StoredModel, open_models, successor
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
@@ -253,9 +253,8 @@ def load(store: ModelStore, stored: StoredModel, target: Target) -> Ranker:
         try:
             return Ranker(stored, target)
         except ChecksumMismatch:
-            # Its files may have been replaced since its description was read: then there is another to read.
-            newer = store.read(stored.model.dialect, stored.model.target)
-            if newer is None or newer.folder == stored.folder:
+            newer = successor(store, stored)
+            if newer is None:
                 raise
             stored = newer
 

@@ -6,11 +6,11 @@ its files, with their checksums. It is written last and in one step, so a reader
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ import orjson
 
 from lorien.errors import ChecksumMismatch, SchemaMismatch, StoreUnavailable, UnsupportedOperation
 from lorien.featurize.schema import Column, FeatureSet
-from lorien.files import TEMPORARY_PREFIX, atomic_file, atomic_folder, cache_folder, keep, sha256_of
+from lorien.files import atomic_file, atomic_folder, cache_folder, keep, sha256_of
 from lorien.records import Json, canonical_json
 from lorien.s3 import S3Folder
 
@@ -28,6 +28,7 @@ SCORER_FILE = "scorer.txt"
 DRAFT_FILE = "draft.txt"
 AUTOGLUON_FOLDER = "autogluon"
 _MODEL_FILE = "model.json"
+_LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,16 @@ class ModelStore(Protocol):
         """
 
     def publish(self, model: Model, files: Path) -> StoredModel:
-        """Copy the files below a folder into the store as this model; an older one is replaced in one step."""
+        """Copy the files below a folder into the store as this model; an older one is replaced in one step.
+
+        Of publishers at the same time, each waits for its turn, or one wins and the others get ``StoreUnavailable``:
+        in any case the store has one model, whole. What a publisher left that was killed goes with the next one's.
+
+        Raises
+        ------
+        StoreUnavailable
+            The model cannot be written, or another process has just published one. The one that is there stays.
+        """
 
 
 def open_models(url: str | Path) -> ModelStore:
@@ -185,19 +195,40 @@ class LocalModelStore:
         return self._stored(home, *_parsed(raw, str(home / _MODEL_FILE)))
 
     def publish(self, model: Model, files: Path) -> StoredModel:
-        """See ``ModelStore.publish``."""
+        """See ``ModelStore.publish``. Publishers of one model wait for each other."""
         home = self._root / model.dialect / model.target
         checksums = _checksums(files)
-        content = _digest(checksums)[:16]
-        with atomic_folder(home / content) as folder:
-            shutil.copytree(files, folder, dirs_exist_ok=True)
-        with atomic_file(home / _MODEL_FILE) as path:
-            path.write_bytes(_described(model, content, checksums))
-        for old in home.iterdir():
-            # A temporary folder may be another publisher's.
-            if old.is_dir() and old.name != content and not old.name.startswith(TEMPORARY_PREFIX):
-                shutil.rmtree(old, ignore_errors=True)
+        # A folder for each publication, as in S3: a reader of the model before cannot meet files of this one.
+        content = uuid.uuid4().hex
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with (home / _LOCK_FILE).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._write(home, content, model, files, checksums)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"cannot write the model of {model.target} to {self._root}: {error.strerror or error}. The model that "
+                "was there stays. Fix: see that the disk has room and the folder can be written, then run again"
+            ) from error
         return self._stored(home, model, content, checksums)
+
+    @staticmethod
+    def _write(home: Path, content: str, model: Model, files: Path, checksums: dict[str, str]) -> None:
+        """Write a model, and remove what is not of it. For who holds the lock."""
+        kept = {_LOCK_FILE, _MODEL_FILE, content}
+        try:
+            with atomic_folder(home / content) as folder:
+                for name in checksums:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(files / name, folder / name)
+            with atomic_file(home / _MODEL_FILE) as path:
+                path.write_bytes(_described(model, content, checksums))
+        except BaseException:
+            shutil.rmtree(home / content, ignore_errors=True)
+            raise
+        for old in home.iterdir():
+            if old.name not in kept:
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
     @staticmethod
     def _stored(home: Path, model: Model, content: str, files: dict[str, str]) -> StoredModel:
@@ -230,10 +261,12 @@ class S3ModelStore:
         return self._stored(home, *_parsed(found.content, f"{self._s3.url}/{home}/{_MODEL_FILE}"))
 
     def publish(self, model: Model, files: Path) -> StoredModel:
-        """See ``ModelStore.publish``. Of publishers at the same time, one wins; the others get ``StoreUnavailable``."""
+        """See ``ModelStore.publish``. Of publishers at the same time, one wins."""
         home = f"{model.dialect}/{model.target}"
         replaced = self._s3.read(f"{home}/{_MODEL_FILE}")
-        # A folder for each publication: who removes one cannot hit the files of another.
+        # Folders that are there before this publication's. Where it wins, nobody can have model.json name them any
+        # more: who writes in them has seen a model.json that was replaced by then, and is refused.
+        old = {name.split("/")[2] for page in self._s3.pages(f"{home}/") for name in page if name.count("/") > 2}
         content = uuid.uuid4().hex
         checksums = _checksums(files)
         self._s3.upload({f"{home}/{content}/{name}": files / name for name in checksums})
@@ -243,9 +276,8 @@ class S3ModelStore:
                 f"another process has just published {self._s3.url}/{home}; its model stays. "
                 "Fix: run again, if yours is to replace it"
             )
-        if replaced is not None:
-            with suppress(ChecksumMismatch, SchemaMismatch):
-                self._drop(home, _parsed(replaced.content, home)[1])
+        for folder in old:
+            self._drop(home, folder)
         return self._stored(home, model, content, checksums)
 
     def _drop(self, home: str, content: str) -> None:
@@ -267,6 +299,12 @@ class S3ModelStore:
         return StoredModel(model, f"{self._s3.url}/{home}/{content}", files, load)
 
 
+def successor(store: ModelStore, stored: StoredModel) -> StoredModel | None:
+    """What has taken the place of a model, and removed its files, since it was read; None when nothing has."""
+    newer = store.read(stored.model.dialect, stored.model.target)
+    return None if newer is None or newer.folder == stored.folder else newer
+
+
 def _parsed(raw: bytes, where: str) -> tuple[Model, str, dict[str, str]]:
     """The model that a ``model.json`` describes, the folder of its files, and their checksums."""
     try:
@@ -281,10 +319,9 @@ def _parsed(raw: bytes, where: str) -> tuple[Model, str, dict[str, str]]:
     if _digest(content) != digest:
         raise ChecksumMismatch(f"{where} was changed after it was published. Fix: lorien-train again")
     try:
-        model = Model(**content["model"])
-    except TypeError as error:
+        return Model(**content["model"]), content["content"], content["files"]
+    except (TypeError, KeyError) as error:
         raise SchemaMismatch(f"{where} was written by another Lorien ({error}). Fix: lorien-train again") from None
-    return model, content["content"], content["files"]
 
 
 def _described(model: Model, folder: str, files: dict[str, str]) -> bytes:

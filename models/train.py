@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import lorien
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features, early_columns
+from lorien.featurize.dataset import missing_tables
 from lorien.featurize.store import open_tables
 from lorien.files import sha256_of, temporary_folder
 from lorien.models.confidence import check_confidence, learn_confidence
@@ -54,6 +55,8 @@ class TrainReport:
         Scores on workloads that the scoring model had not seen; ``held_out`` says which: a network, or by folds, whole
         networks where two are known. Those by folds are a little high: each fold has also told its model when to stop,
         and the ensemble how much to trust it.
+    missing : list of str
+        Tables that the data set lacks of this target, log by log.
     """
 
     path: str
@@ -61,6 +64,7 @@ class TrainReport:
     workloads: int
     fit_seconds: float
     holdout: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
@@ -135,7 +139,10 @@ def train(
     reports: dict[str, TrainReport] = {}
     refused: list[BadInput] = []
     with open_tables(features).local() as folder:
-        groups = group_tables(folder, dialect=dialect, target=Target.parse(target).key if target else None)
+        key = Target.parse(target).key if target else None
+        groups = group_tables(folder, dialect=dialect, target=key)
+        for complaint in missing_tables(folder, features, dialect=dialect, target=key):
+            logger.warning("%s", complaint)
         keys = [group.target for group in groups]
         for index, group in enumerate(groups):
             if progress is not None:
@@ -155,7 +162,8 @@ def train(
             name = group.target if keys.count(group.target) == 1 else f"{group.dialect}/{group.target}"
             model = stored.model
             reports[name] = TrainReport(
-                stored.home, model.rows, len(model.workload_keys), model.fit_seconds, model.holdout
+                *(stored.home, model.rows, len(model.workload_keys), model.fit_seconds, model.holdout),
+                missing_tables(folder, features, dialect=group.dialect, target=group.target),
             )
     if progress is not None:
         progress(len(groups), len(groups), "")

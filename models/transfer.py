@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lorien.errors import BadInput
+from lorien.errors import BadInput, ChecksumMismatch
 from lorien.models.data import Rows, Tables, feature_batches
 from lorien.models.grouped import workload_quality
 from lorien.models.lower import lower
 from lorien.models.metrics import FloatArray, IntArray
 from lorien.models.predictor import nearest_model
 from lorien.models.scorer import TreeEnsemble
-from lorien.models.store import SCORER_FILE, StoredModel, open_models
+from lorien.models.store import SCORER_FILE, Model, StoredModel, open_models, successor
 from lorien.target import Target
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -84,7 +84,19 @@ def load_base(url: str | Path, group: Tables) -> Base:
         raise BadInput(
             f"no model of {group.dialect} for the family of {group.target} in {url}. Fix: train without --base"
         )
-    model = stored.model
+    while True:
+        _check_usable(stored.model, group)
+        try:
+            return Base(stored, stored.read(SCORER_FILE))
+        except ChecksumMismatch:
+            newer = successor(store, stored)
+            if newer is None:
+                raise
+            stored = newer
+
+
+def _check_usable(model: Model, group: Tables) -> None:
+    """Raise ``BadInput`` when a model cannot be the base of one of these tables."""
     if model.features != group.features:
         raise BadInput(
             f"the base model of {model.target} reads features {model.features.id}, these tables hold "
@@ -95,7 +107,6 @@ def load_base(url: str | Path, group: Tables) -> Base:
             f"the model of {model.target} is itself a blend, or of an earlier Lorien, and cannot be a base. "
             "Fix: give one trained without --base by this version"
         )
-    return Base(stored, stored.read(SCORER_FILE))
 
 
 def best_share(own: FloatArray, base: FloatArray, workload: IntArray, value: FloatArray) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from fnmatch import fnmatch
 from pathlib import Path
 
 import orjson
@@ -18,6 +19,7 @@ from lorien.database.queue import find_run
 from lorien.dialects import names, open_dialect
 from lorien.dialects.base import ReadReport
 from lorien.errors import BadInput, LorienError
+from lorien.featurize.dataset import CONTENTS, TABLES, files_below, missing_tables
 from lorien.featurize.store import open_tables
 from lorien.logs import open_logs
 from lorien.logs.base import DETAILS, SESSIONS, SIDECAR, info_of, read_sidecar
@@ -132,7 +134,7 @@ def source_of(text: str, db: str | None) -> Source:
     elif (path / SIDECAR).is_file():
         return Source(Kind.LOG, str(path))
     elif path.is_dir():
-        files = (found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+        files = (found.relative_to(path).as_posix() for found in files_below(path, "*"))
         return Source(_kind_of_names(files) or _nothing(text), str(path))
     elif db is not None and not found:
         return Source(Kind.RUN, text)
@@ -145,7 +147,7 @@ def _kind_of_names(names: Iterable[str]) -> Kind | None:
         last = name.rpartition("/")[2]
         if last == "model.json" and name.count("/") == 2:
             return Kind.MODELS
-        if last.endswith(".parquet"):
+        if fnmatch(last, TABLES) or fnmatch(last, CONTENTS):
             return Kind.FEATURES
         if last == SIDECAR:
             return Kind.LOGS
@@ -193,8 +195,11 @@ def gather(report: Report, *, db: str | None = None, logs: str | None = None) ->
     for url in urls[Kind.FEATURES]:
         with open_tables(url).local() as folder:
             _merge(report.tally, Tally.of_tables(folder))
+            report.problems += missing_tables(folder, url)
+            problems: list[str] = []
             for models in urls[Kind.MODELS]:
-                report.judgements += judge(folder, models, report.problems)
+                report.judgements += judge(folder, models, problems)
+            report.problems += [problem.replace(str(folder), url) for problem in problems]
     for url in urls[Kind.LOG]:
         card, records = _session(Path(url), report)
         report.sessions.append(card)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lorien.errors import SchemaMismatch
+from lorien.featurize.dataset import tables
+from lorien.featurize.parquet import batches
 from lorien.featurize.schema import parted
-from lorien.featurize.table import tables
 from lorien.records import Json, TuningRecord, Workload
 
 FloatArray = npt.NDArray[np.float64]
@@ -178,9 +176,8 @@ class Tally:
         tally = cls()
         logs: dict[tuple[str, str, str], list[tuple[int, Path]]] = defaultdict(list)
         for path, about in tables(folder):
-            index = int(about.source.get("shard", "0/1").partition("/")[0])
             log = about.source.get("fingerprint") or str(path)
-            logs[about.dialect, about.target, log].append((index, path))
+            logs[about.dialect, about.target, log].append((about.shard[0], path))
         for (dialect, target, _), shards in sorted(logs.items()):
             for batch in _interleaved([path for _, path in sorted(shards)]):
                 tally._take_batch(dialect, target, batch)
@@ -294,15 +291,7 @@ def _latency(latency_s: float | None) -> float:
 def _interleaved(shards: Sequence[Path]) -> Iterator[pa.Table]:
     """The rows of a log that was cut into shards (row r of shard i of n is its record r * n + i), in its order."""
     rows = max(256, BATCH_ROWS // len(shards))
-    with ExitStack() as stack:
-        try:
-            opened = [stack.enter_context(pq.ParquetFile(path)) for path in shards]
-            streams = [table.iter_batches(rows, columns=list(_COLUMNS)) for table in opened]
-            while parts := [(index, part) for index, stream in enumerate(streams) if (part := next(stream, None))]:
-                place = np.concatenate([np.arange(part.num_rows) * len(shards) + index for index, part in parts])
-                yield pa.Table.from_batches([part for _, part in parts]).take(np.argsort(place))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SchemaMismatch(
-                f"{shards[0].parent}: a table cannot be read as Parquet ({error}). "
-                "Fix: delete it and run lorien featurize again"
-            ) from None
+    streams = [batches(path, rows, _COLUMNS) for path in shards]
+    while parts := [(index, part) for index, stream in enumerate(streams) if (part := next(stream, None))]:
+        place = np.concatenate([np.arange(part.num_rows) * len(shards) + index for index, part in parts])
+        yield pa.Table.from_batches([part for _, part in parts]).take(np.argsort(place))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorien.errors import BadInput, SchemaMismatch
+from lorien.featurize.dataset import tables
 from lorien.featurize.schema import ROW_FIELDS, Column, FeatureSet
 from lorien.featurize.store import TAIL_BYTES, TableStore, open_tables
 from lorien.s3 import S3Folder
@@ -45,10 +48,10 @@ def test_nothing_is_there_at_first(store: TableStore) -> None:
 
 def test_what_is_written_comes_back(store: TableStore) -> None:
     other = NAME.replace("llvm", "cuda")
-    tables = {name: write(store, name, name) for name in (NAME, other)}
-    assert list(sources(store).items()) == [(name, name) for name in sorted(tables)]
+    written = {name: write(store, name, name) for name in (NAME, other)}
+    assert list(sources(store).items()) == [(name, name) for name in sorted(written)]
     with store.local() as folder:
-        for name, table in tables.items():
+        for name, table in written.items():
             assert pq.read_table(folder / name, partitioning=None).equals(table)
     store.drop(NAME)
     assert sources(store) == {other: other}
@@ -73,6 +76,33 @@ def test_what_is_no_table_is_refused(store: TableStore) -> None:
         path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(SchemaMismatch, match="no readable Parquet"):
         store.abouts()
+
+
+def test_readers_beside_writers(store: TableStore) -> None:
+    """Tables are replaced, and others come and go, while they are listed and read."""
+    write(store, "log")
+    stop = threading.Event()
+
+    def replace(number: int) -> None:
+        other = NAME.replace("net", f"other{number}")
+        while not stop.is_set():
+            write(store, "log")
+            write(store, "log", other)
+            store.drop(other)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(replace, number) for number in range(2)]
+        try:
+            for _ in range(12):
+                assert set(sources(store).values()) == {"log"}
+                with store.local() as folder:
+                    found = tables(folder)
+                    assert {pq.read_metadata(path).num_rows for path, _ in found} == {3}
+                    assert NAME in {path.relative_to(folder).as_posix() for path, _ in found}
+        finally:
+            stop.set()
+    assert [writer.result() for writer in writers] == [None, None]
+    assert list(sources(store)) == [NAME]
 
 
 def test_keys_that_lead_elsewhere_are_no_tables(s3_folder: Callable[[str], str]) -> None:

@@ -25,6 +25,7 @@ from lorien.errors import (
     UnknownTarget,
     UnsupportedOperation,
 )
+from lorien.featurize.dataset import Contents
 from lorien.featurize.schema import Column, FeatureSet
 from lorien.models import load_ranker
 from lorien.models.data import group_tables, read_features, read_rows
@@ -366,6 +367,7 @@ def test_a_model_of_before_confidence_says_to_train_again(copy):
 
 
 def test_training_is_reproducible_prints_nothing_and_leaves_nothing_behind(trained, features, tmp_path):
+    """Also where two train the same at the same time: one model stays, whole."""
     script = (
         "import sys; from pathlib import Path; from lorien.models.train import train\n"
         "train(Path(sys.argv[1]), sys.argv[2], holdout_network='vgg', time_limit_s=60)"
@@ -373,10 +375,15 @@ def test_training_is_reproducible_prints_nothing_and_leaves_nothing_behind(train
     work = tmp_path / "cwd"
     work.mkdir()
     command = [sys.executable, "-c", script, str(features), str(tmp_path / "models")]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=work, **pipes) as one, subprocess.Popen(command, cwd=work, **pipes) as two:
+        assert [(*run.communicate(timeout=300), run.returncode) for run in (one, two)] == [("", "", 0)] * 2
     assert list(work.iterdir()) == []
-    assert model_files(tmp_path / "models")[1].read_bytes() == model_files(trained[0])[1].read_bytes()
+    about, scorer = model_files(tmp_path / "models")
+    assert scorer.read_bytes() == model_files(trained[0])[1].read_bytes()
+    stored = open_models(tmp_path / "models").read("toy", TARGET.key)
+    assert all(stored.read(name) for name in stored.files)
+    assert [path.name for path in about.parent.iterdir() if path.is_dir()] == [scorer.parent.name]
 
 
 def test_ranking_imports_neither_autogluon_nor_pandas_nor_pickles(trained):
@@ -407,6 +414,22 @@ def test_a_second_training_with_reuse_keeps_the_model_until_a_table_changes(trai
     assert again(more).workloads == trained[1].workloads + 3
     # The old model's files went with it.
     assert len([path for path in about.parent.iterdir() if path.is_dir()]) == 1
+
+
+def test_tables_that_are_missing_are_told_of(features, copy, tmp_path, caplog):
+    """Of a log that has no table at all, and of shards; in the answers, and as warnings."""
+    partial = Path(shutil.copytree(features, tmp_path / "features"))
+    contents = Contents("logs", {f"toy/{TARGET.key}/net-0123456789ab": 2, "toy/cuda/net-0123456789ab": 1})
+    (partial / contents.name("toy")).write_bytes(contents.to_bytes())
+    said = f"{partial} lacks tables of log toy/{TARGET.key}/net-0123456789ab: shards 0/2, 1/2 are missing"
+    (report,) = train(partial, copy, holdout_network="vgg", time_limit_s=60, reuse=True).values()
+    (scores,) = evaluate(partial, copy).values()
+    for (missing,) in (report.missing, report.to_json()["missing"], scores["missing"]):
+        assert missing.startswith(said)
+        assert missing.endswith(f"Fix: lorien featurize logs -o {partial}")
+    warned = [record.getMessage() for record in caplog.records if "lacks tables" in record.getMessage()]
+    assert len(warned) == 4
+    assert sum("toy/cuda/net-0123456789ab: shards 0/1 are missing" in text for text in warned) == 2
 
 
 @pytest.mark.parametrize("family", ["lightgbm", "xgboost", "catboost"])
