@@ -136,10 +136,12 @@ def commit(
             dialect=dialect,
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
+    warn(report.doubts, f"{report.implausible:,} records left out, whose latencies cannot be true; the first ones:")
     if as_json:
-        emit({"records": report.records, "committed": report.committed})
+        emit({"records": report.records, "committed": report.committed, "implausible": report.implausible})
     else:
-        out.print(f"{report.records:,} records read, {report.committed:,} schedules entered {db}")
+        left_out = f", {report.implausible:,} implausible ones left out" if report.implausible else ""
+        out.print(f"{report.records:,} records read{left_out}, {report.committed:,} schedules entered {db}")
 
 
 @command

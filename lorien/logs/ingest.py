@@ -19,6 +19,7 @@ from lorien.dialects.base import UNKNOWN_BUILD, LogDialect, ReadReport
 from lorien.errors import BadInput, LorienError, UnreadableLog
 from lorien.logs.base import LogFile, LogStore, StoredLog, info_of, no_logs, read_sidecar, sidecar_of
 from lorien.logs.split import split_by_target
+from lorien.plausible import doubt_of
 from lorien.records import Json, TuningRecord
 from lorien.target import Target
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, int], None]
 """Called with (logs done, logs in all, records read so far)."""
 PROGRESS_RECORDS = 2000
+MAX_DOUBTS = 5
 
 Tick = Callable[[Iterable[TuningRecord]], Iterator[TuningRecord]]
 
@@ -60,13 +62,29 @@ class IngestReport:
 
 @dataclass
 class CommitReport:
-    """What ``commit`` met: records read, schedules that entered the database's n best, lines that could not be read."""
+    """What ``commit`` met.
+
+    Parameters
+    ----------
+    logs, records, unreadable : int
+        Logs and records read, and lines that could not be read.
+    committed : int
+        Schedules that entered the database's n best.
+    reasons : list of str
+        Why lines could not be read: the first of each log.
+    implausible : int
+        Records left out because their latencies cannot be true (``lorien.plausible``).
+    doubts : list of str
+        Why, with the id of the log: the first few.
+    """
 
     logs: int = 0
     records: int = 0
     committed: int = 0
     unreadable: int = 0
     reasons: list[str] = field(default_factory=list)
+    implausible: int = 0
+    doubts: list[str] = field(default_factory=list)
 
 
 def ingest(
@@ -189,7 +207,8 @@ def commit(
         read = ReadReport()
         with store.local(log) as path:
             tick = _ticker(progress, done, len(logs), report.records)
-            best = _n_best(tick(reader.read(path, log.info, read)), database.n_best)
+            records = _plausible(tick(reader.read(path, log.info, read)), log, report)
+            best = _n_best(records, database.n_best)
         report.committed += database.put_many(replace(record, log=f"{store.url}/{log.id}") for record in best)
         report.logs += 1
         report.records += read.records
@@ -357,6 +376,17 @@ def _prefixes(path: Path, sizes: set[int]) -> dict[int, str]:
         digest.update(chunk)
         at += len(chunk)
     return found
+
+
+def _plausible(records: Iterable[TuningRecord], log: StoredLog, report: CommitReport) -> Iterator[TuningRecord]:
+    """Those whose latencies can be true; the others are counted."""
+    for record in records:
+        if why := doubt_of(record):
+            report.implausible += 1
+            if len(report.doubts) < MAX_DOUBTS:
+                report.doubts.append(f"{log.id}: {record.workload.name}: {why}")
+        else:
+            yield record
 
 
 def _n_best(records: Iterable[TuningRecord], n: int) -> list[TuningRecord]:

@@ -130,6 +130,50 @@ def test_no_latency_is_refused_and_nothing_is_written(database: ScheduleDatabase
     assert list(database.query()) == []
 
 
+CPU = Target.parse("llvm -mcpu=znver4")
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "flop", "target", "enters"),
+    [
+        (1e-300, None, TARGET, False),
+        (9.9e-10, None, TARGET, False),
+        (1e-9, None, TARGET, True),
+        (1e-6, 1.01e12, TARGET, False),
+        (1e-6, 0.99e12, TARGET, True),
+        (1e-6, 1.01e10, CPU, False),
+        (1e-6, 0.99e10, CPU, True),
+    ],
+)
+def test_a_latency_that_cannot_be_true_does_not_enter(
+    tmp_path: Path, latency_s: float, flop: float | None, target: Target, enters: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = made(latency_s, target=target)
+    record = replace(record, workload=replace(record.workload, flop=flop))
+    with open_database(str(tmp_path / "best.db")) as database:
+        assert database.put(record) is enters
+        assert len(list(database.query())) == enters
+    assert ("is not stored" in caplog.text) is not enters
+
+
+def test_a_latency_that_an_older_lorien_let_in_is_not_served(
+    database: ScheduleDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record, other = made(2.0, 1), replace(made(3.0, 2), target=Target.parse("cuda -arch=sm_90"))
+    with monkeypatch.context() as older:
+        older.setattr("lorien.database.base.doubt_of", lambda _: "")
+        older.setattr("lorien.database.base.doubt", lambda *_: "")
+        database.put_many([made(1e-300, 3), record, replace(made(1e-11, 4), target=other.target), other])
+        assert len(list(database.query())) == 4
+    assert database.best(TARGET, record.workload.key, 9) == [record]
+    assert database.related(TARGET, record.workload.key, 9) == [other]
+    assert list(database.query()) == [record, other]
+    with open_database(f"sqlite:///{tmp_path}/copy.db") as clean:
+        assert copy(database, clean) == CopyReport(2, 2)
+    assert database.put(made(4.0, 5))  # and the next write takes it out
+    assert [entry for entry, _ in kept(database)] == [record.key, made(4.0, 5).key]
+
+
 def test_empty_build_is_refused(database: ScheduleDatabase) -> None:
     with pytest.raises(BadInput, match="build"):
         database.put(made(1.0, build=""))

@@ -145,7 +145,7 @@ def test_best_only_logs_of_many_devices(tmp_path: Path) -> None:
     assert "--split" in refused.stderr
     taken = result("ingest", log, "--dialect", "autotvm", "--logs", logs, "--split")
     assert (taken["records"], taken["workloads"], taken["unreadable"], len(taken["logs"])) == (5, 4, 0, 4)
-    assert result("commit", "--logs", logs, "--db", database) == {"records": 5, "committed": 5}
+    assert result("commit", "--logs", logs, "--db", database) == {"records": 5, "committed": 5, "implausible": 0}
     found = result("query", "--db", database, "--variants")["records"]
     assert {(record["target"], record["build"], record["variant"]) for record in found} == {
         ("cuda-model_1080ti", "tvm 0.7.dev1", None),
