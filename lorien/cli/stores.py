@@ -162,8 +162,8 @@ def query(
     from lorien.dialects import resolve_target
 
     asked = resolve_target(target) if target else None
-    if workload and not KEY.fullmatch(workload) and not set("*?[") & set(workload):
-        workload = f"*{workload}*"
+    if workload:
+        workload = name_pattern(workload)
     found: list[TuningRecord] = []
     with open_database(db, create=False) as database:
         records = database.query(target=asked, workload=workload, dialect=dialect, network=network)
@@ -186,6 +186,11 @@ def query(
         for row, record in zip(rows, found, strict=True):
             row.insert(3, record.variant or "-")
     table(f"{len(found)} schedules in {db}", columns, rows)
+
+
+def name_pattern(workload: str) -> str:
+    """What a database is asked for: a key or a pattern as it is, and a part of a name as a pattern."""
+    return workload if KEY.fullmatch(workload) or set("*?[") & set(workload) else f"*{workload}*"
 
 
 def record_json(record: TuningRecord) -> dict[str, Json]:

@@ -27,7 +27,15 @@ from hypothesis import strategies as st
 from servers import DATABASES, RACED
 
 from lorien.database import open_database
-from lorien.database.base import ScheduleDatabase, merge, new_items
+from lorien.database.base import (
+    DatabaseStats,
+    EditableDatabase,
+    Removal,
+    ScheduleDatabase,
+    Selection,
+    merge,
+    new_items,
+)
 from lorien.database.copy import CopyReport, copy
 from lorien.errors import BadInput, DatabaseUnavailable, SchemaMismatch
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord, Workload
@@ -514,6 +522,101 @@ def test_it_is_there_after_closing(url: str) -> None:
         database.close()
     with pytest.raises(BadInput, match="keeps the 2 best"):
         open_database(url, n_best=3)
+
+
+def of_log(record: TuningRecord, log: str | None) -> TuningRecord:
+    return replace(record, log=log)
+
+
+def test_remove_takes_out_what_is_meant_and_nothing_else(database: EditableDatabase) -> None:
+    wrong, right = "logs/autotvm/cuda/net-1", "logs/autotvm/cuda/net-2"
+    records = [
+        of_log(defined(1.0, "of the first", 1), wrong),
+        of_log(defined(2.0, "of the first", 2), right),
+        of_log(defined(1.0, "of the second", workload=1), wrong),
+        of_log(defined(1.0, "of the first", build="new"), right),
+        of_log(defined(1.0, "of the first", target=CPU), None),
+    ]
+    assert database.put_many(records) == 5
+    for nothing in (
+        Selection(log="net-3"), Selection(log="et-1"), Selection(build="old"), Selection(workload="conv*"),
+        Selection(target=Target.parse("cuda -arch=sm_61")), Selection(target=CPU, log=wrong), Selection(workload=""),
+    ):  # fmt: skip
+        assert database.remove(nothing) == Removal(0, 0)
+    before = list(database.query())
+    for selection in (Selection(log=wrong), Selection(log="autotvm/cuda/net-1"), Selection(log="cuda/net-1/")):
+        assert database.remove(selection, dry_run=True) == Removal(2, 2)
+    assert list(database.query()) == before
+    assert database.remove(Selection(log=wrong)) == Removal(2, 2)
+    assert {record.key for record in database.query()} == {records[index].key for index in (1, 3, 4)}
+    assert database.best(TARGET, records[0].workload.key) == [records[3]]
+    assert [found.workload.definition for found in database.query()] == ["of the first"] * 3
+    assert database.remove(Selection(target=TARGET, workload=records[0].workload.key, build="new")) == Removal(1, 1)
+    assert database.remove(Selection(TARGET, "dense[0-9]")) == Removal(1, 1)
+    assert list(database.query()) == [records[4]]
+    assert database.remove(Selection()) == Removal(1, 1)
+    assert list(database.query()) == []
+    assert database.stats() == DatabaseStats(0, 0, 0)
+    assert database.put_many(records) == 5  # and it can be put again
+
+
+def test_remove_from_large_items(database: EditableDatabase) -> None:
+    text = random.Random(0).randbytes(250_000).hex()
+    large = replace(of_log(defined(1.0, text), "wrong"), candidate=Candidate([text]))
+    assert database.put_many([large, of_log(made(2.0), "right"), *(made(1.0, workload=w) for w in range(1, 130))])
+    assert database.remove(Selection(log="wrong")) == Removal(1, 1)
+    (left,) = database.query(workload="dense0")
+    assert (left.key, left.workload.definition) == (made(2.0).key, text)
+    assert database.remove(Selection()) == Removal(130, 130)
+
+
+def test_definitions_that_nothing_names_go_with_the_last_schedule(tmp_path: Path) -> None:
+    with open_database(str(tmp_path / "best.db")) as database:
+        database.put_many(
+            [defined(1.0, "shared"), defined(1.0, "shared", build="new"), defined(1.0, "own", workload=1)]
+        )
+        counts = []
+        for selection in (Selection(build="new"), Selection(workload="dense1"), Selection(workload="dense0")):
+            database.remove(selection)
+            counts += rows_of(tmp_path / "best.db", "SELECT count(*) FROM definition")
+    assert counts == [(2,), (1,), (0,)]
+
+
+def test_a_dry_run_does_not_upgrade_a_file(old: Path) -> None:
+    with open_database(str(old), create=False) as database:
+        assert database.remove(Selection(log="logs/x"), dry_run=True) == Removal(2, 1)
+        assert rows_of(old, "PRAGMA user_version") == [(1,)]
+        assert database.remove(Selection(log="logs/x")) == Removal(2, 1)
+        (left,) = database.query()
+        assert left.workload.definition == "module"
+
+
+def _remove_again_and_again(url: str, times: int) -> None:
+    with open_database(url) as database:
+        for _ in range(times):
+            database.remove(Selection(log="wrong"))
+
+
+def _write_right_and_wrong(url: str, worker: int, count: int) -> None:
+    with open_database(url) as database:
+        for i in range(count):
+            log = ("right", "wrong")[i % 2]
+            database.put(of_log(made(1.0 + i, 100 * worker + i, workload=i % 3), log))
+
+
+@RACED
+def test_removing_beside_writers_takes_nothing_of_theirs(url: str) -> None:
+    with open_database(url, create=True, n_best=100) as database:
+        children = [FORK.Process(target=_write_right_and_wrong, args=(url, worker, 20)) for worker in range(3)]
+        children += [FORK.Process(target=_remove_again_and_again, args=(url, 10)) for _ in range(2)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * 5
+        database.remove(Selection(log="wrong"))
+        assert len(list(database.query())) == 30
+        assert {record.log for record in database.query()} == {"right"}
 
 
 Puts = st.lists(st.tuples(st.integers(0, 6), st.sampled_from([1.0, 2.0, 3.0])), max_size=30)
