@@ -158,6 +158,60 @@ def test_best_only_logs_of_many_devices(tmp_path: Path) -> None:
     assert (only["latency_s"], only["schedule"]) == (1e-3, [tile])
 
 
+@pytest.fixture(params=["folder and SQLite", "S3 and DynamoDB"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """A log store and a schedule database."""
+    if request.param == "folder and SQLite":
+        return str(tmp_path / "logs"), f"sqlite:///{tmp_path}/best.db"
+    logs, *_, database = request.getfixturevalue("stores")
+    return logs, database
+
+
+def test_what_was_taken_in_wrongly_is_taken_back(places: tuple[str, str], log: Path, tmp_path: Path) -> None:
+    logs, database = places
+    other = tmp_path / "other.log"
+    other.write_text("".join(log.read_text().splitlines(keepends=True)[:20]))
+    (wrong,) = result("ingest", log, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)["logs"]
+    (right,) = result("ingest", other, "--dialect", "autotvm", "--target", "x86_3700X", "--logs", logs)["logs"]
+    result("commit", "--logs", logs, "--db", database)
+    listed = result("logs", "list", logs)["logs"]
+    assert listed == sorted(listed, key=lambda one: one["id"])
+    assert {one["id"]: (one["target"], one["network"], one["records"], one["failed"]) for one in listed} == {
+        wrong: ("llvm-model_i7-3770", "mlp", 96, 8),
+        right: ("llvm-model_3700X", "other", 20, 1),
+    }
+    assert {one["size_bytes"] for one in listed} == {log.stat().st_size, other.stat().st_size}
+    assert wrong in lorien("logs", "list", logs, "--network", "mlp").stdout
+    for command, says in (
+        (("logs", "remove", logs), "say which"),
+        (("logs", "remove", logs, wrong, "--all"), "say which"),
+        (("database", "remove", database), "say which"),
+        (("database", "remove", database, "--all", "--log", wrong), "say which"),
+    ):
+        refused = lorien(*command)
+        assert (refused.returncode, says in refused.stderr) == (2, True)
+    unknown = lorien("logs", "remove", logs, wrong, "autotvm/none")
+    assert (unknown.returncode, "no log 'autotvm/none'" in unknown.stderr) == (1, True)
+    assert result("logs", "remove", logs, "--dialect", "")["removed"] == []  # a variable that is not set
+    dry = result("logs", "remove", logs, "--target", "x86_i7-3770", "--dry-run")
+    assert [one["id"] for one in dry["removed"]] == [wrong]
+    assert len(result("logs", "list", logs)["logs"]) == 2
+    removed = lorien("logs", "remove", logs, wrong)
+    assert removed.returncode == 0
+    assert f"lorien database remove DATABASE --log {wrong}" in removed.stderr
+    assert [one["id"] for one in result("logs", "list", logs)["logs"]] == [right]
+    before = result("database", "stats", database)
+    assert before["targets"] == 2
+    counted = result("database", "remove", database, "--log", wrong, "--dry-run")
+    assert counted == {"schedules": 64, "items": 8, "dry_run": True}
+    assert result("database", "stats", database) == before
+    assert result("database", "remove", database, "--log", wrong) == counted | {"dry_run": False}
+    left = result("query", "--db", database)["records"]
+    assert {record["log"].endswith(right) for record in left} == {True}
+    assert result("logs", "remove", logs, "--all")["removed"][0]["id"] == right
+    assert result("logs", "list", logs) == {"logs": []}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
