@@ -37,7 +37,8 @@ def read_token(path: Path | None) -> str | None:
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
         where = path or TOKEN_VARIABLE
         raise BadInput(
-            f"{where} holds no token of {MIN_TOKEN} characters or more. Fix: (umask 077; openssl rand -hex 32 > TOKEN_FILE)"
+            f"{where} holds no token of {MIN_TOKEN} characters or more. "
+            "Fix: (umask 077; openssl rand -hex 32 > TOKEN_FILE)"
         )
     return token
 
