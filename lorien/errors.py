@@ -54,7 +54,7 @@ class ChecksumMismatch(LorienError, ValueError):
 
 
 class DatabaseUnavailable(LorienError, OSError):
-    """The database cannot be read or written now. Nothing was changed."""
+    """The database cannot be read or written now. What was put before stays; the message says what of this was done."""
 
 
 class StoreUnavailable(LorienError, OSError):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorien import __version__
-from lorien.cli import database, fleet, learn, stores, workloads
+from lorien.cli import database, fleet, learn, logs, stores, workloads
 from lorien.cli.build import build
 from lorien.cli.doctor import doctor
 from lorien.cli.report import report
@@ -52,6 +52,7 @@ EXAMPLES: dict[Callable[..., Any], str] = {
 for _function, _example in EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_function)
 app.add_typer(database.app, name="database")
+app.add_typer(logs.app, name="logs")
 app.add_typer(fleet.app, name="jobs")
 
 train_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)

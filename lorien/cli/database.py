@@ -1,4 +1,4 @@
-"""Commands of ``lorien database``: create, copy, stats."""
+"""Commands of ``lorien database``: create, copy, stats, remove."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorien.cli.console import JsonFlag, command, emit, out, progress
+from lorien.cli.console import JsonFlag, command, emit, err, out, progress
+from lorien.cli.stores import name_pattern
 
 Url = Annotated[str, typer.Argument(help="sqlite:///path or dynamodb://table?region=...&endpoint_url=...")]
 
@@ -69,6 +70,39 @@ def stats(url: Url, as_json: JsonFlag = False) -> None:
         )
 
 
-app = typer.Typer(no_args_is_help=True, help="Make, copy and count schedule databases.")
-for _function in (create, copy, stats):
+@command
+def remove(
+    url: Url,
+    target: Annotated[str | None, typer.Option(help="Only of this target: TVM's form, KIND_MODEL or native.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Only of this workload: its key, or a part of its name.")] = None,
+    build: Annotated[str | None, typer.Option(help="Only of this framework and version: 'tvm 0.27.0.post1'.")] = None,
+    log: Annotated[str | None, typer.Option(help="Only what came from this log: its id, or its full place.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All schedules, where nothing else is given.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be removed, and remove nothing.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take schedules out of a database: those that fit all options given. Logs stay as they are."""
+    from lorien.database import open_database
+    from lorien.database.base import Selection
+    from lorien.dialects import resolve_target
+
+    if every == any(given is not None for given in (target, workload, build, log)):
+        raise typer.BadParameter("say which: --target, --workload, --build, --log, or --all and none of them")
+    asked = resolve_target(target) if target is not None else None
+    selection = Selection(asked, workload and name_pattern(workload), build, log)
+    with open_database(url, create=False) as database:
+        removal = database.remove(selection, dry_run=dry_run)
+    if as_json:
+        emit({"schedules": removal.schedules, "items": removal.items, "dry_run": dry_run})
+        return
+    verb = "would be removed" if dry_run else "removed"
+    out.print(f"{removal.schedules:,} schedules of {removal.items:,} (target, workload, build) {verb} from {url}")
+    if not removal.schedules:
+        err.print(f"nothing of that in {url}. Fix: lorien query --db {url} shows what there is", soft_wrap=True)
+
+
+app = typer.Typer(no_args_is_help=True, help="Make, copy and count schedule databases, and take schedules out.")
+for _function in (create, copy, stats, remove):
     app.command()(_function)

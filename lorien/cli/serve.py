@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from lorien.cli.console import JsonFlag, command, emit, err
 from lorien.errors import BadInput, MissingExtra
@@ -16,12 +19,26 @@ MIN_TOKEN = 16
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file, else in the environment; None where there is neither. Raises ``BadInput`` on a short one."""
-    token = path.read_text().strip() if path is not None else os.environ.get(TOKEN_VARIABLE)
+    """The token in a file, else in the environment; None where there is neither. Raises ``BadInput`` on a short one.
+
+    A file that every user of the machine may read or change is taken, with a warning.
+    """
+    if path is not None:
+        if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            fix = f"chmod 600 {shlex.quote(str(path))}"
+            err.print(
+                f"[yellow]warning:[/] every user of this machine can read or change {escape(str(path))}, and so use "
+                f"the service. Fix: {escape(fix)}",
+                soft_wrap=True,
+            )
+        token: str | None = path.read_bytes().decode(errors="replace").strip()
+    else:
+        token = os.environ.get(TOKEN_VARIABLE)
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable()):
         where = path or TOKEN_VARIABLE
         raise BadInput(
-            f"{where} holds no token of {MIN_TOKEN} characters or more. Fix: openssl rand -hex 32 > TOKEN_FILE"
+            f"{where} holds no token of {MIN_TOKEN} characters or more. "
+            "Fix: (umask 077; openssl rand -hex 32 > TOKEN_FILE)"
         )
     return token
 

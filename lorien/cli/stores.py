@@ -148,6 +148,7 @@ def commit(
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
     warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
+    warn(report.doubts, f"{report.implausible:,} records left out, whose latencies cannot be true; the first ones:")
     warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be read; nothing of them was committed:")
     if as_json:
         emit(
@@ -155,11 +156,13 @@ def commit(
                 "records": report.records,
                 "committed": report.committed,
                 "unreadable": report.unreadable,
+                "implausible": report.implausible,
                 "failed_logs": report.failed_logs,
             }
         )
     else:
-        out.print(f"{report.records:,} records read, {report.committed:,} schedules entered {db}")
+        left_out = f", {report.implausible:,} implausible ones left out" if report.implausible else ""
+        out.print(f"{report.records:,} records read{left_out}, {report.committed:,} schedules entered {db}")
     if report.failed_logs:
         raise typer.Exit(1)
 
@@ -182,8 +185,8 @@ def query(
     from lorien.dialects import resolve_target
 
     asked = resolve_target(target) if target else None
-    if workload and not KEY.fullmatch(workload) and not set("*?[") & set(workload):
-        workload = f"*{workload}*"
+    if workload:
+        workload = name_pattern(workload)
     found: list[TuningRecord] = []
     with open_database(db, create=False) as database:
         records = database.query(target=asked, workload=workload, dialect=dialect, network=network)
@@ -206,6 +209,11 @@ def query(
         for row, record in zip(rows, found, strict=True):
             row.insert(3, record.variant or "-")
     table(f"{len(found)} schedules in {db}", columns, rows)
+
+
+def name_pattern(workload: str) -> str:
+    """What a database is asked for: a key or a pattern as it is, and a part of a name as a pattern."""
+    return workload if KEY.fullmatch(workload) or set("*?[") & set(workload) else f"*{workload}*"
 
 
 def record_json(record: TuningRecord) -> dict[str, Json]:

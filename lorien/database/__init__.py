@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
-    from lorien.database.base import ScheduleDatabase
+    from lorien.database.base import EditableDatabase
 
 _SCHEMES = {
     "sqlite": "lorien.database.sqlite:SqliteDatabase",
@@ -16,7 +16,7 @@ _SCHEMES = {
 }
 
 
-def open_database(url: str, *, create: bool | None = None, n_best: int | None = None) -> ScheduleDatabase:
+def open_database(url: str, *, create: bool | None = None, n_best: int | None = None) -> EditableDatabase:
     """Open a schedule database.
 
     Parameters
@@ -36,7 +36,8 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
     BadInput
         Unknown scheme, a file or table that is no schedule database, or another ``n_best`` than it was made with.
     SchemaMismatch
-        It was written under an older or a newer schema; the message says what to do.
+        It was written under a newer schema, or under none; the message says what to do. One of an older is read as it
+        is, and upgraded by the first write.
     DatabaseUnavailable
         It cannot be reached now, or not with these credentials.
     MissingExtra
@@ -51,5 +52,5 @@ def open_database(url: str, *, create: bool | None = None, n_best: int | None = 
             f"database {url!r}: unknown scheme {scheme!r}; known: {known}. "
             "Fix: sqlite:///FILE, dynamodb://TABLE or a path"
         )
-    database: ScheduleDatabase = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create, n_best=n_best)
+    database: EditableDatabase = pkgutil.resolve_name(_SCHEMES[scheme])(url, create=create, n_best=n_best)
     return database

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
-import orjson
-
 from lorien.errors import BadInput, SchemaMismatch
-from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload, canonical_json
+from lorien.plausible import doubt, doubt_of
+from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_N_BEST = 8
-SCHEMA_VERSION = 1
-MAX_ITEM_BYTES = 400 * 1024 - 4096
-"""What the smallest backend (DynamoDB) takes in one item, less room for its keys and names. Holds in all of them."""
+SCHEMA_VERSION = 2
+"""2: definitions are stored compressed, apart from the schedules. 1: in the workload of each item."""
+READABLE_VERSIONS = (1, 2)
+"""What is of an older version is read as it is, and upgraded by the first write."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,21 @@ class ScheduleDatabase(Protocol):
     """Best schedules per (target, workload), records of different framework builds kept apart.
 
     Safe across threads and processes, forked ones included. Returned records are snapshots. Of each (target, workload,
-    build) and variant the ``n_best`` schedules of the lowest median latency stay, ties broken by record key, so what a
-    database holds does not depend on the order of the writes. An item over ``MAX_ITEM_BYTES`` loses its slowest
-    schedules, the last of every variant before the one before it, with a warning. A candidate measured again counts
-    with its fastest measurement. Candidates' scores and workloads' weights
-    belong to models and logs and are not kept; a workload comes back with every network it was put for.
+    build) and variant the ``n_best`` schedules of the lowest median latency stay, whatever their size, ties broken by
+    record key, so what a database holds does not depend on the order of the writes. A candidate measured again counts
+    with its fastest measurement. A record whose latency cannot be true (``lorien.plausible``) does not enter, with a
+    warning, and is not served where an older Lorien let it in. Candidates' scores and workloads' weights belong to
+    models and logs and are not kept; a workload comes back with every network it was put for.
 
-    All methods raise ``DatabaseUnavailable`` when the database cannot be read or written; nothing is changed then.
+    All methods raise ``DatabaseUnavailable`` when the database cannot be read or written. What was put before stays.
     """
 
     n_best: int
 
     def put(self, record: TuningRecord) -> bool:
-        """Store one record, atomically. True if it entered the n best; False for a failed measurement or a repeat.
+        """Store one record, atomically. True if it entered the n best.
+
+        False for a failed measurement, one that cannot be true, or a repeat.
 
         Raises
         ------
@@ -93,6 +95,62 @@ class ScheduleDatabase(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which schedules are meant: those that fit all that is given.
+
+    Parameters
+    ----------
+    target : Target, optional
+    workload : str, optional
+        A name, a shell pattern over names, or a key, as in ``ScheduleDatabase.query``.
+    build : str, optional
+        Framework and version, as records name it.
+    log : str, optional
+        Where records came from: what they name, or the end of it, such as the id of a log in its store.
+    """
+
+    target: Target | None = None
+    workload: str | None = None
+    build: str | None = None
+    log: str | None = None
+
+    def split(self, item: Item) -> tuple[tuple[Entry, ...], int]:
+        """The schedules of an item of the target and workload that are not meant, and how many are."""
+        if self.build not in (None, item.build):
+            return item.entries, 0
+        rest = tuple(entry for entry in item.entries if not self._came_from(entry["log"]))
+        return rest, len(item.entries) - len(rest)
+
+    def _came_from(self, log: str | None) -> bool:
+        if self.log is None:
+            return True
+        wanted = self.log.rstrip("/")
+        return log is not None and (log == wanted or log.endswith(f"/{wanted}"))
+
+
+@dataclass
+class Removal:
+    """Schedules removed, or to be removed, and the (target, workload, build) that they are of."""
+
+    schedules: int = 0
+    items: int = 0
+
+
+class EditableDatabase(ScheduleDatabase, Protocol):
+    """A ``ScheduleDatabase`` that schedules can be taken out of."""
+
+    def remove(self, selection: Selection, *, dry_run: bool = False) -> Removal:
+        """Take out the schedules meant, and definitions that nothing names any more; ``dry_run`` only counts them.
+
+        Of each (target, workload, build) it is atomic against other writers, and the schedules not meant stay. In one
+        transaction where the backend has them; else an error leaves those removed before it gone, and removing again
+        ends in the same.
+        """
+
+    def __enter__(self) -> EditableDatabase: ...
+
+
 class _Entry(TypedDict):
     """One schedule in an item, as JSON."""
 
@@ -126,7 +184,8 @@ class Item:
         return self.target.key, self.workload.key, self.build
 
     def records(self) -> list[TuningRecord]:
-        """The schedules as tuning records, fastest first."""
+        """The schedules as tuning records, fastest first; those whose latency cannot be true left out."""
+        flop, kind = self.workload.flop, self.target.kind
         return [
             TuningRecord(
                 workload=self.workload,
@@ -139,6 +198,7 @@ class Item:
                 variant=entry.get("variant"),
             )
             for entry in self.entries
+            if not doubt(entry["latency_s"], flop, kind)
         ]
 
 
@@ -159,19 +219,21 @@ def latency_of(record: TuningRecord) -> float:
 
 
 def check_schema(found: object, where: str) -> None:
-    """Raise ``SchemaMismatch`` unless a database was written under ``SCHEMA_VERSION``; nothing of it is changed."""
+    """Raise ``SchemaMismatch`` unless a database is of a version that is read; nothing of it is changed."""
     version = int(str(found)) if str(found).isdecimal() else 0  # no number: nothing of ours that is newer
-    if version == SCHEMA_VERSION:
+    if version in READABLE_VERSIONS:
         return
     if version > SCHEMA_VERSION:
         fix = "pip install --upgrade lorien"
     else:
         fix = "lorien commit --logs LOGS --db URL, with the logs it came from and the URL of a new database"
-    raise SchemaMismatch(f"{where} has schema {found}, this Lorien reads {SCHEMA_VERSION}. Fix: {fix}")
+    raise SchemaMismatch(f"{where} has schema {found}, this Lorien reads 1 to {SCHEMA_VERSION}. Fix: {fix}")
 
 
 def new_items(records: Iterable[TuningRecord]) -> list[Item]:
     """Group the successful records by item, in the order of the keys so that concurrent writers cannot deadlock.
+
+    Those whose latency cannot be true are left out, with a warning.
 
     Raises
     ------
@@ -188,6 +250,9 @@ def new_items(records: Iterable[TuningRecord]) -> list[Item]:
             raise BadInput(f"record {record.key} of {record.workload.name!r} ran in {latency_s} s: no latency")
         if not record.build:
             raise BadInput(f"record {record.key} of {record.workload.name!r} names no framework build")
+        if why := doubt_of(record):
+            logger.warning("a schedule of %s is not stored: %s", record.workload.name, why)
+            continue
         networks = {*record.workload.networks, *([record.network] if record.network else ())}
         item = Item(record.target, replace(record.workload, weight=1.0, networks=tuple(sorted(networks))), record.build)
         known = items.get(item.key)
@@ -209,7 +274,7 @@ def new_items(records: Iterable[TuningRecord]) -> list[Item]:
 
 def merge(stored: Item | None, new: Item, n_best: int) -> tuple[Item, int]:
     """The item that holds the best of both, and how many of the new schedules entered it."""
-    before = {entry["key"]: entry for entry in stored.entries} if stored else {}
+    before = {entry["key"]: entry for entry in _true(stored)} if stored else {}
     fastest = dict(before)
     for entry in new.entries:
         known = fastest.get(entry["key"])
@@ -218,23 +283,28 @@ def merge(stored: Item | None, new: Item, n_best: int) -> tuple[Item, int]:
         elif "variant" in entry and "variant" not in known:
             fastest[entry["key"]] = {**known, "variant": entry["variant"]}
     workload = _join(stored.workload, new.workload) if stored else new.workload
-    kept = sorted(_fitting(_best_of_each(fastest.values(), n_best), workload), key=_by_latency)
+    kept = _best_of_each(fastest.values(), n_best)
     entered = sum(
         entry["key"] not in before or entry["latency_s"] < before[entry["key"]]["latency_s"] for entry in kept
     )
     return Item(stored.target if stored else new.target, workload, new.build, tuple(kept)), entered
 
 
+def _true(item: Item) -> list[Entry]:
+    """The entries that a database of today would take: an older one also has others."""
+    return [entry for entry in item.entries if not doubt(entry["latency_s"], item.workload.flop, item.target.kind)]
+
+
 def _best_of_each(entries: Iterable[Entry], n_best: int) -> list[Entry]:
-    """The n best of each variant: the fastest of all variants first, then the second of all, and so on."""
+    """The n best of each variant."""
     places: Counter[str | None] = Counter()
-    placed: list[tuple[int, Entry]] = []
+    kept: list[Entry] = []
     for entry in sorted(entries, key=_by_latency):
         variant = entry.get("variant")
         if places[variant] < n_best:
-            placed.append((places[variant], entry))
+            kept.append(entry)
         places[variant] += 1
-    return [entry for _, entry in sorted(placed, key=lambda pair: pair[0])]
+    return kept
 
 
 def _by_latency(entry: Entry) -> tuple[float, str]:
@@ -249,17 +319,3 @@ def _join(known: Workload, other: Workload) -> Workload:
         flop=known.flop if known.flop is not None else other.flop,
         networks=tuple(sorted({*known.networks, *other.networks})),
     )
-
-
-def _fitting(ranked: list[Entry], workload: Workload) -> list[Entry]:
-    """The first entries, as many as fit an item beside their workload."""
-    room = MAX_ITEM_BYTES - len(canonical_json(workload.to_json()))
-    for count, entry in enumerate(ranked):
-        room -= len(orjson.dumps(entry))
-        if room < 0:
-            logger.warning(
-                "workload %r: %d of %d schedules do not fit an item of %d bytes; the best %d stay",
-                workload.name, len(ranked) - count, len(ranked), MAX_ITEM_BYTES, count,
-            )  # fmt: skip
-            return ranked[:count]
-    return ranked

@@ -223,13 +223,7 @@ class JobTable(Protocol):
     """
 
     def add_run(self, run: Run, jobs: Iterable[Job]) -> None:
-        """Make a run. It is there when all of its jobs are; what there is of it already stays as it is.
-
-        Raises
-        ------
-        BadInput
-            A job is larger than an item may be.
-        """
+        """Make a run. It is there when all of its jobs are; what there is of it already stays as it is."""
 
     def run(self, name: str) -> Run | None:
         """A run by its name."""

@@ -16,8 +16,22 @@ from typing import Any
 import orjson
 
 from lorien.aws import MAX_CONNECTIONS
-from lorien.database.base import MAX_ITEM_BYTES
-from lorien.database.dynamodb import _ABOUT, _ITEM, _RELATED, _TARGET, DynamoDatabase, Key, Row, _row, _stored
+from lorien.database.dynamodb import DynamoDatabase
+from lorien.database.dynamodb_rows import (
+    ABOUT,
+    ITEM,
+    RELATED,
+    TARGET,
+    PartsGone,
+    Row,
+    damaged,
+    key_of,
+    part_keys,
+    row_of,
+    spilled,
+    stored,
+    value_of,
+)
 from lorien.database.jobs import GRACE_S, OPEN, Counts, Job, JobState, Run, Status, initial
 from lorien.errors import BadInput
 
@@ -36,26 +50,31 @@ class DynamoJobs(DynamoDatabase):
         jobs = iter(jobs)
         with self._explained(), ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
             while page := list(itertools.islice(jobs, _PAGE)):
-                rows = [_job_row(run.name, job) for job in page]
-                rows += [_state_row(initial(run.name, job)) for job in page]
-                list(pool.map(lambda row: self._write(row, None), rows))
-            about = {_TARGET: _ABOUT, _ITEM: f"run#{run.name}", "body": _text(run.to_json())}
+                list(pool.map(lambda job: self._add(run.name, job), page))
+            about = {TARGET: ABOUT, ITEM: f"run#{run.name}", "body": _text(run.to_json())}
             self._write(about, None)
 
     def run(self, name: str) -> Run | None:
         """See ``JobTable.run``."""
-        row = self._one((_ABOUT, f"run#{name}"))
+        with self._explained():
+            row = self._one((ABOUT, f"run#{name}"))
         return Run.from_json(orjson.loads(row["body"])) if row else None
 
     def runs(self) -> Iterator[Run]:
         """See ``JobTable.runs``."""
         with self._explained():
-            for row in self._rows(_ABOUT, "run#"):
+            for row in self._rows(ABOUT, "run#"):
                 yield Run.from_json(orjson.loads(row["body"]))
 
     def job(self, run: str, number: int) -> Job:
         """See ``JobTable.job``."""
-        return Job.from_json(orjson.loads(self._of(run, number, "job")["body"]))
+        row = self._of(run, number, "job")
+        with self._explained():
+            parts = self._read(part_keys(row, "body"))
+        try:
+            return Job.from_json(orjson.loads(value_of(row, "body", parts) or ""))
+        except (PartsGone, ValueError) as error:
+            raise damaged(row, error) from error
 
     def state(self, run: str, number: int) -> JobState:
         """See ``JobTable.state``."""
@@ -104,7 +123,7 @@ class DynamoJobs(DynamoDatabase):
         with self._explained():
             answer = self._service.client.update_item(
                 TableName=self._table,
-                Key=_stored(_device(device)),
+                Key=stored(_device(device)),
                 UpdateExpression="ADD failures :one",
                 ExpressionAttributeValues={":one": {"N": "1"}},
                 ReturnValues="UPDATED_NEW",
@@ -115,41 +134,48 @@ class DynamoJobs(DynamoDatabase):
         """See ``JobTable.failures``."""
         with self._explained():
             answer = self._service.client.get_item(
-                TableName=self._table, Key=_stored(_device(device)), ConsistentRead=True
+                TableName=self._table, Key=stored(_device(device)), ConsistentRead=True
             )
             return int(answer["Item"]["failures"]["N"]) if "Item" in answer else 0
 
     def forget_failures(self, device: str) -> None:
         """See ``JobTable.forget_failures``."""
         with self._explained():
-            self._service.client.delete_item(TableName=self._table, Key=_stored(_device(device)))
+            self._service.client.delete_item(TableName=self._table, Key=stored(_device(device)))
 
     def __enter__(self) -> DynamoJobs:
         return self
 
+    def _add(self, run: str, job: Job) -> None:
+        """What a job is, then its state. What is there already stays."""
+        row = {TARGET: _PARTITION + run, ITEM: f"job#{job.number:08d}", "body": _text(job.to_json())}
+        row, parts = spilled(row, ("body",))
+        if parts:
+            self._upgrade()  # an older Lorien knows no parts
+        for part in parts:
+            self._write(part, None)
+        if not self._write(row, None):
+            self._discard(map(key_of, parts))
+        self._write(_state_row(initial(run, job)), None)
+
     def _queue(self, run: str, status: Status, target: str) -> dict[str, Any]:
         return {
             "TableName": self._table,
-            "IndexName": _RELATED,
-            "KeyConditionExpression": f"{_RELATED} = :queue",
-            "ExpressionAttributeValues": _stored({":queue": _queue_key(run, status, target)}),
+            "IndexName": RELATED,
+            "KeyConditionExpression": f"{RELATED} = :queue",
+            "ExpressionAttributeValues": stored({":queue": _queue_key(run, status, target)}),
         }
 
     def _states(self, items: Iterable[dict[str, dict[str, str]]]) -> list[JobState]:
         """As of now, of keys that the index named."""
-        keys = [(row[_TARGET], row[_ITEM]) for row in map(_row, items)]
+        keys = [(row[TARGET], row[ITEM]) for row in map(row_of, items)]
         found = self._read(keys)
         return [_state(found[key]) for key in keys if key in found]
 
-    def _one(self, key: Key) -> Row | None:
-        with self._explained():
-            answer = self._service.client.get_item(
-                TableName=self._table, Key=_stored({_TARGET: key[0], _ITEM: key[1]}), ConsistentRead=True
-            )
-        return _row(answer["Item"]) if "Item" in answer else None
-
     def _of(self, run: str, number: int, kind: str) -> Row:
-        if (row := self._one((_PARTITION + run, f"{kind}#{number:08d}"))) is None:
+        with self._explained():
+            row = self._one((_PARTITION + run, f"{kind}#{number:08d}"))
+        if row is None:
             raise BadInput(f"run {run!r} has no job {number}. Fix: lorien jobs {run} lists them")
         return row
 
@@ -163,20 +189,13 @@ def _queue_key(run: str, status: Status, target: str) -> str:
 
 
 def _device(key: str) -> Row:
-    return {_TARGET: _ABOUT, _ITEM: f"device#{key}"}
-
-
-def _job_row(run: str, job: Job) -> Row:
-    body = _text(job.to_json())
-    if len(body.encode()) > MAX_ITEM_BYTES:
-        raise BadInput(f"job {job.name!r} is over {MAX_ITEM_BYTES} bytes. Fix: leave this workload out")
-    return {_TARGET: _PARTITION + run, _ITEM: f"job#{job.number:08d}", "body": body}
+    return {TARGET: ABOUT, ITEM: f"device#{key}"}
 
 
 def _state_row(state: JobState) -> Row:
     row = {
-        _TARGET: _PARTITION + state.run,
-        _ITEM: f"state#{state.number:08d}",
+        TARGET: _PARTITION + state.run,
+        ITEM: f"state#{state.number:08d}",
         "version": str(state.version),
         "status": state.status.value,
         "lease_until_s": str(state.lease_until_s),
@@ -184,7 +203,7 @@ def _state_row(state: JobState) -> Row:
         "body": _text(state.to_json()),
     }
     if state.status in OPEN:
-        row[_RELATED] = _queue_key(state.run, state.status, state.target)
+        row[RELATED] = _queue_key(state.run, state.status, state.target)
     return row
 
 

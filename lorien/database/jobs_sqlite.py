@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import orjson
 
-from lorien.database.base import MAX_ITEM_BYTES
 from lorien.database.jobs import GRACE_S, Counts, Job, JobState, Run, Status, initial
 from lorien.database.sqlite import QUERY_PAGE, SqliteDatabase
 from lorien.errors import BadInput
@@ -41,10 +40,8 @@ class SqliteJobs(SqliteDatabase):
         with self._transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO run VALUES (?, ?)", (run.name, _text(run.to_json())))
             for job in jobs:
-                body = _text(job.to_json())
-                if len(body.encode()) > MAX_ITEM_BYTES:
-                    raise BadInput(f"job {job.name!r} is over {MAX_ITEM_BYTES} bytes. Fix: leave this workload out")
-                connection.execute("INSERT OR IGNORE INTO job VALUES (?, ?, ?)", (run.name, job.number, body))
+                values = (run.name, job.number, _text(job.to_json()))
+                connection.execute("INSERT OR IGNORE INTO job VALUES (?, ?, ?)", values)
                 row = _row(initial(run.name, job))
                 connection.execute("INSERT OR IGNORE INTO job_state VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -17,11 +18,21 @@ from lorien.database.base import (
     SCHEMA_VERSION,
     DatabaseStats,
     Item,
+    Removal,
+    Selection,
     check_schema,
     fastest_of_all,
     fastest_of_each,
     merge,
     new_items,
+)
+from lorien.database.definitions import (
+    DamagedDefinition,
+    digest_of,
+    pack,
+    unpack,
+    with_definition,
+    without_definition,
 )
 from lorien.errors import BadInput, DatabaseUnavailable, LorienError
 from lorien.files import temporary_beside
@@ -33,19 +44,35 @@ APPLICATION_ID = 0x4C6F7269  # "Lori": tells our files from those of other progr
 BUSY_TIMEOUT_S = 30.0
 QUERY_PAGE = 64
 
-# name, dialect and networks are there to filter by; workload, target and records hold the item.
+# name, dialect and networks are there to filter by; workload, target and records hold the item, definition the digest
+# of what its workload is built from. An item that an older Lorien wrote has that in its workload.
+_DEFINITION = "CREATE TABLE definition (digest TEXT PRIMARY KEY, packed BLOB NOT NULL)"
+_VERSION = f"PRAGMA user_version = {SCHEMA_VERSION}"
 _SCHEMA = (
     "CREATE TABLE about (n_best INTEGER NOT NULL)",
     """CREATE TABLE item (
         target_key TEXT NOT NULL, workload_key TEXT NOT NULL, build TEXT NOT NULL,
         family TEXT NOT NULL, dialect TEXT NOT NULL, name TEXT NOT NULL, networks TEXT NOT NULL,
-        target TEXT NOT NULL, workload TEXT NOT NULL, records TEXT NOT NULL,
+        target TEXT NOT NULL, workload TEXT NOT NULL, records TEXT NOT NULL, definition TEXT,
         PRIMARY KEY (target_key, workload_key, build))""",
     "CREATE INDEX item_workload ON item (workload_key, family)",
+    _DEFINITION,
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+    _VERSION,
 )
-_ITEM = "SELECT target, workload, build, records FROM item"
+_SELECT = {
+    1: "SELECT target, workload, build, records, NULL, NULL FROM item",
+    2: "SELECT target, workload, build, records, definition, packed "
+    "FROM item LEFT JOIN definition ON digest = definition",
+}
+"""By version of the file: an older one is read as it is."""
+_SELECT_BARE = "SELECT target, workload, build, records, definition, NULL FROM item"
+_BY_KEY = "WHERE target_key = ? AND workload_key = ? AND build = ?"
+_DELETE = f"DELETE FROM item {_BY_KEY}"  # noqa: S608
+_REPLACE = "INSERT OR REPLACE INTO item VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_UNUSED = "DELETE FROM definition WHERE digest NOT IN (SELECT definition FROM item WHERE definition IS NOT NULL)"
+
+_Row = tuple[str, str, str, str, str | None, bytes | None]
 
 
 class SqliteDatabase:
@@ -86,16 +113,38 @@ class SqliteDatabase:
         """See ``ScheduleDatabase.put_many``."""
         entered = 0
         items = new_items(records)
-        with self._transaction() as connection:
+        with self._writing() as connection:
             for item in items:
-                where = f"{_ITEM} WHERE target_key = ? AND workload_key = ? AND build = ?"
-                row = connection.execute(where, item.key).fetchone()
-                stored = _item(row) if row else None
-                merged, count = merge(stored, item, self.n_best)
+                row: _Row | None = connection.execute(f"{_SELECT_BARE} {_BY_KEY}", item.key).fetchone()
+                stored = _bare(row) if row else None
+                known = row[4] if row else None
+                digest = known or _keep(connection, item.workload.definition)
+                merged, count = merge(stored, without_definition(item), self.n_best)
                 entered += count
-                if merged != stored:
-                    connection.execute("INSERT OR REPLACE INTO item VALUES (?,?,?,?,?,?,?,?,?,?)", _row(merged))
+                if merged != stored or digest != known:
+                    connection.execute(_REPLACE, _row(merged, digest))
         return entered
+
+    def remove(self, selection: Selection, *, dry_run: bool = False) -> Removal:
+        """See ``EditableDatabase.remove``: one transaction."""
+        removal = Removal()
+        with self._reading() if dry_run else self._writing() as connection:
+            for row in self._selected(connection, selection):
+                item = _bare(row)
+                rest, count = selection.split(item)
+                if not count:
+                    continue
+                removal.schedules += count
+                removal.items += 1
+                if dry_run:
+                    continue
+                if rest:
+                    connection.execute(_REPLACE, _row(replace(item, entries=rest), row[4]))
+                else:
+                    connection.execute(_DELETE, item.key)
+            if removal.items and not dry_run:
+                connection.execute(_UNUSED)
+        return removal
 
     def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
         """See ``ScheduleDatabase.best``."""
@@ -120,27 +169,14 @@ class SqliteDatabase:
         network: str | None = None,
     ) -> Iterator[TuningRecord]:
         """See ``ScheduleDatabase.query``."""
-        where = """WHERE (target_key, workload_key, build) > (:target_key, :workload_key, :build)
-            AND target_key = coalesce(:target, target_key)
-            AND dialect = coalesce(:dialect, dialect)
-            AND (:workload IS NULL OR :workload IN (workload_key, name) OR name GLOB :workload)
-            AND (:network IS NULL OR :network IN (SELECT value FROM json_each(networks)))
-            ORDER BY target_key, workload_key, build LIMIT :page"""
-        values: dict[str, str | int | None] = {
-            "target": target.key if target else None,
-            "workload": workload,
-            "dialect": dialect,
-            "network": network,
-            "page": QUERY_PAGE,
-            "target_key": "",
-            "workload_key": "",
-            "build": "",
-        }
+        key = target.key if target is not None else None
+        values = {"target": key, "workload": workload, "dialect": dialect, "network": network}
+        after = _FIRST
         # Pages instead of an open cursor: nothing is held between two of them, and a fork in between does no harm.
-        while page := self._items(where, values):
+        while page := self._items(_PAGE, values | after):
             for item in page:
                 yield from item.records()
-            values |= zip(("target_key", "workload_key", "build"), page[-1].key, strict=True)
+            after = _after(page[-1])
 
     def stats(self) -> DatabaseStats:
         """See ``ScheduleDatabase.stats``."""
@@ -164,9 +200,20 @@ class SqliteDatabase:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _items(self, where: str, values: Sequence[str | None] | Mapping[str, str | int | None]) -> list[Item]:
-        with self._connected() as connection:
-            return [_item(row) for row in connection.execute(f"{_ITEM} {where}", values)]
+    def _items(self, where: str, values: Sequence[str | None] | Mapping[str, str | None]) -> list[Item]:
+        with self._reading() as connection:
+            return [_item(row) for row in connection.execute(f"{_SELECT[self._version(connection)]} {where}", values)]
+
+    def _selected(self, connection: sqlite3.Connection, selection: Selection) -> Iterator[_Row]:
+        """Items of the target and workload meant, without their definitions, page by page."""
+        select = _SELECT_BARE if self._version(connection) == SCHEMA_VERSION else _SELECT[1]
+        target = selection.target
+        key = target.key if target is not None else None
+        values = {"target": key, "workload": selection.workload, "dialect": None, "network": None}
+        after = _FIRST
+        while page := connection.execute(f"{select} {_PAGE}", values | after).fetchall():
+            yield from page
+            after = _after(_bare(page[-1]))
 
     def _create(self, n_best: int) -> None:
         # Made beside and linked: the file is there whole or not at all. Connections that switch a file to WAL at the
@@ -189,14 +236,38 @@ class SqliteDatabase:
         """See that the file is ours to use; the number of best it keeps."""
         with self._connected() as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
             if application != APPLICATION_ID:
                 raise BadInput(f"{self._path} is empty or of another program. Fix: give another path, or remove it")
-            check_schema(version, str(self._path))
+            self._version(connection)
             (kept,) = connection.execute("SELECT n_best FROM about").fetchone()
         if n_best not in (None, kept):
             raise BadInput(f"{self._path} keeps the {kept} best, not {n_best}: that was fixed when it was made")
         return int(kept)
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """Version of the file, which another process may have upgraded. Raises ``SchemaMismatch`` on one not read."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        check_schema(version, str(self._path))
+        return int(version)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on the tables of this version: the first one upgrades those of an older."""
+        with self._transaction() as connection:
+            if self._version(connection) != SCHEMA_VERSION:
+                _upgrade(connection)
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """What is read in it is of one moment: another process may upgrade the file at any time."""
+        with self._connected() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -219,30 +290,79 @@ class SqliteDatabase:
                         self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                     )
                 yield self._connection
-            except (sqlite3.Error, orjson.JSONDecodeError) as error:
+            except (sqlite3.Error, orjson.JSONDecodeError, DamagedDefinition) as error:
                 raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> LorienError:
         if "not a database" in str(error):
             return BadInput(f"{self._path} is no SQLite database. Fix: give another path")
-        if isinstance(error, orjson.JSONDecodeError) or "malformed" in str(error):
+        if isinstance(error, (orjson.JSONDecodeError, DamagedDefinition)) or "malformed" in str(error):
             fix = "the file is damaged: restore a copy, or commit the logs into a new one"
         else:
             fix = (
                 "see that the disk has room, the file and its folder can be written and no process holds it; run again"
             )
-        return DatabaseUnavailable(f"database {self._path}: {error}. Nothing was changed. Fix: {fix}")
+        return DatabaseUnavailable(
+            f"database {self._path}: {error}. What was put before stays; this request changed nothing. Fix: {fix}"
+        )
 
 
-def _item(row: tuple[str, str, str, str]) -> Item:
-    target, workload, build, records = row
+_PAGE = f"""WHERE (target_key, workload_key, build) > (:target_key, :workload_key, :build)
+    AND target_key = coalesce(:target, target_key)
+    AND dialect = coalesce(:dialect, dialect)
+    AND (:workload IS NULL OR :workload IN (workload_key, name) OR name GLOB :workload)
+    AND (:network IS NULL OR :network IN (SELECT value FROM json_each(networks)))
+    ORDER BY target_key, workload_key, build LIMIT {QUERY_PAGE}"""  # noqa: S608
+_FIRST = {"target_key": "", "workload_key": "", "build": ""}
+
+
+def _after(item: Item) -> dict[str, str]:
+    """Where the page after an item begins."""
+    return dict(zip(_FIRST, item.key, strict=True))
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Move the definitions of a file of version 1 out of its items. An item that cannot be read stays as it is."""
+    connection.execute("ALTER TABLE item ADD COLUMN definition TEXT")
+    connection.execute(_DEFINITION)
+    for (number,) in connection.execute("SELECT rowid FROM item").fetchall():
+        (text,) = connection.execute("SELECT workload FROM item WHERE rowid = ?", (number,)).fetchone()
+        with suppress(orjson.JSONDecodeError, TypeError, AttributeError):
+            workload = orjson.loads(text)
+            if definition := workload.get("definition"):
+                bare = orjson.dumps(workload | {"definition": None}).decode()
+                values = (bare, _keep(connection, definition), number)
+                connection.execute("UPDATE item SET workload = ?, definition = ? WHERE rowid = ?", values)
+    connection.execute(_VERSION)
+
+
+def _keep(connection: sqlite3.Connection, definition: str | None) -> str | None:
+    """Store a definition, if it is not there yet; its digest."""
+    if definition is None:
+        return None
+    digest = digest_of(definition)
+    if connection.execute("SELECT 1 FROM definition WHERE digest = ?", (digest,)).fetchone() is None:
+        connection.execute("INSERT INTO definition VALUES (?, ?)", (digest, pack(definition)))
+    return digest
+
+
+def _bare(row: _Row) -> Item:
+    """The item of a row, its definition left out where that is stored apart."""
+    target, workload, build, records, *_ = row
     return Item(Target.parse(target), Workload.from_json(orjson.loads(workload)), build, tuple(orjson.loads(records)))
 
 
-def _row(item: Item) -> tuple[str, ...]:
+def _item(row: _Row) -> Item:
+    *_, digest, packed = row
+    if digest is not None and packed is None:
+        raise DamagedDefinition(f"the definition {digest} is missing")
+    return with_definition(_bare(row), unpack(packed) if packed is not None else None)
+
+
+def _row(item: Item, digest: str | None) -> tuple[str | None, ...]:
     values = (list(item.workload.networks), item.target.to_json(), item.workload.to_json(), item.entries)
     names = (item.target.family, item.workload.dialect, item.workload.name)
-    return (*item.key, *names, *(orjson.dumps(value).decode() for value in values))
+    return (*item.key, *names, *(orjson.dumps(value).decode() for value in values), digest)
 
 
 # SQLite must not be taken across a fork: a child that inherits an open connection believes that it holds the parent's

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from lorien.database.base import ScheduleDatabase, latency_of
 from lorien.dialects.base import ReadReport
 from lorien.errors import ChecksumMismatch, LorienError, UnreadableLog
-from lorien.logs.base import LogStore, no_logs
+from lorien.logs.base import LogStore, StoredLog, no_logs
 from lorien.logs.progress import Progress, ticker
 from lorien.logs.walk import LogWalk
+from lorien.plausible import doubt_of
 from lorien.records import TuningRecord
 from lorien.target import Target
+
+MAX_DOUBTS = 5
 
 
 @dataclass
@@ -30,6 +33,10 @@ class CommitReport:
         Lines that could not be read.
     reasons : list of str
         Why lines could not be read: the first of each log.
+    implausible : int
+        Records left out because their latencies cannot be true (``lorien.plausible``).
+    doubts : list of str
+        Why, with the id of the log: the first few.
     failed_logs : list of str
         Logs of which nothing was committed, and why.
     """
@@ -39,6 +46,8 @@ class CommitReport:
     committed: int = 0
     unreadable: int = 0
     reasons: list[str] = field(default_factory=list)
+    implausible: int = 0
+    doubts: list[str] = field(default_factory=list)
     failed_logs: list[str] = field(default_factory=list)
 
 
@@ -70,7 +79,8 @@ def commit(
         read = ReadReport()
         try:
             records = walk.read(log, read)
-            best = _n_best(ticker(progress, walk.done, walk.total, report.records)(records), database.n_best)
+            tick = ticker(progress, walk.done, walk.total, report.records)
+            best = _n_best(_plausible(tick(records), log, report), database.n_best)
         except (ChecksumMismatch, UnreadableLog) as error:
             failure = error
             report.failed_logs.append(f"{log.id}: {error}")
@@ -85,6 +95,17 @@ def commit(
     if failure is not None and not report.logs:
         raise failure
     return report
+
+
+def _plausible(records: Iterable[TuningRecord], log: StoredLog, report: CommitReport) -> Iterator[TuningRecord]:
+    """Those whose latencies can be true; the others are counted."""
+    for record in records:
+        if why := doubt_of(record):
+            report.implausible += 1
+            if len(report.doubts) < MAX_DOUBTS:
+                report.doubts.append(f"{log.id}: {record.workload.name}: {why}")
+        else:
+            yield record
 
 
 def _n_best(records: Iterable[TuningRecord], n: int) -> list[TuningRecord]:

@@ -24,8 +24,10 @@ import orjson
 from lorien.dialects import open_live_dialect
 from lorien.dialects.remote import DeviceLost, SessionBroken, Tracker
 from lorien.errors import BadInput, LorienError
+from lorien.plausible import doubt
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
+from lorien.tune.contest import STOPPED_EARLY
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
 
 if TYPE_CHECKING:
@@ -164,24 +166,30 @@ def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurem
     # JSON knows no infinity: null, too, when there is no best yet.
     looks = LOOKS if job["best_s"] is not None else ()
 
+    def timed(repeat: int, min_repeat_s: float) -> Measurement:
+        latencies_s = dialect.run(workload, library, target, repeat=repeat, min_repeat_s=min_repeat_s)
+        return _timed(latencies_s, workload.flop, target.kind)
+
     def run() -> Measurement:
         if job["expected"] is not None:
             wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
             if wrong:
                 return Measurement(Outcome.WRONG_RESULT, detail=wrong)
         for repeat, min_repeat_s, slack in looks:
-            look = _timed(dialect.run(workload, library, target, repeat=repeat, min_repeat_s=min_repeat_s))
+            look = timed(repeat, min_repeat_s)
             if not look.ok or min(look.latencies_s) > slack * job["best_s"]:
-                stopped = f"stopped early: takes more than {slack:g} times the best, {job['best_s']:.3g} s"
+                stopped = f"{STOPPED_EARLY}: takes more than {slack:g} times the best, {job['best_s']:.3g} s"
                 return replace(look, detail=look.detail or stopped)
-        return _timed(dialect.run(workload, library, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"]))
+        return timed(job["repeat"], job["min_repeat_s"])
 
     return _attempt(run, Outcome.RUN_ERROR)
 
 
-def _timed(latencies_s: list[float]) -> Measurement:
+def _timed(latencies_s: list[float], flop: float | None, kind: str) -> Measurement:
     if latencies_s and all(0 < latency_s < math.inf for latency_s in latencies_s):
-        return Measurement(Outcome.OK, tuple(latencies_s))
+        measured = Measurement(Outcome.OK, tuple(latencies_s))
+        why = doubt(measured.latency_s, flop, kind)
+        return Measurement(Outcome.RUN_ERROR, detail=f"the run cannot be true: {why}") if why else measured
     return Measurement(Outcome.RUN_ERROR, detail=f"the run gave no usable latencies: {latencies_s}")
 
 

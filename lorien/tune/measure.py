@@ -34,6 +34,7 @@ from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
 from lorien.tune.contention import Contention, Watch
+from lorien.tune.contest import Contest
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 from lorien.tune.nursery import Forked, Nursery, spawn
 
@@ -148,10 +149,11 @@ class Measurer:
         workload : Workload
         candidates : sequence of Candidate
         progress : callable, optional
-            Called in this thread with the index and the measurement of each candidate as it is done.
+            Called in this thread with the index and the measurement of each candidate once it is believed.
         best_s : float, optional
             Best latency of the workload so far, infinity when there is none. A candidate that is clearly slower than
-            this, or than another of this call, gets no full repeats, and its ``detail`` says so. None runs all in full.
+            this, or than another of this call, gets no full repeats; one that is much faster runs a second time before
+            it is believed (``lorien.tune.contest``). Its ``detail`` says either. None runs all in full, once.
         beside_builds : callable, optional
             Called in another thread while candidates are built; none runs before it has returned.
 
@@ -255,35 +257,44 @@ class Measurer:
                     del jobs[index]
         if beside is not None:
             beside.result()
-        contest = {index: {**job, "best_s": best_s} for index, job in jobs.items()}
-        for index, result, _ in self._timed("run", self._runners, contest):
-            done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
-            if best_s is not None and result is not None and result.latency_s is not None:
-                best_s = min(best_s, result.latency_s)
-                for job in contest.values():  # those that wait for their turn
-                    job["best_s"] = best_s
+        if best_s is None:
+            for index, result, _ in self._timed("run", self._runners, jobs):
+                done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
+            return
+        contest = Contest(best_s, jobs.keys())
+        waiting = deque(jobs)
+        for job in jobs.values():
+            job["best_s"] = best_s
+        for index, result, _ in self._timed("run", self._runners, jobs, waiting):
+            for believed, counts in contest.take(index, result or Measurement(Outcome.UNKNOWN_ERROR)):
+                done(believed, counts)
+            waiting.extendleft(reversed(contest.again))
+            contest.again.clear()
+            for other, job in jobs.items():  # those that wait for their turn
+                job["best_s"] = contest.limit_s(other)
 
     def _timed(
-        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
+        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json], queue: deque[int] | None = None
     ) -> Iterator[tuple[int, Measurement | None, float]]:
         """As ``_work``; what ran is marked where something disturbed it."""
         self._watch.begin()
-        for index, result, spent_s in self._work(do, workers, jobs):
+        for index, result, spent_s in self._work(do, workers, jobs, queue):
             if do == "run" and result is not None:
                 disturbed, others_cores = self._watch.ran()
                 result = replace(result, disturbed=disturbed, others_cores=others_cores)
             yield index, result, spent_s
 
     def _work(
-        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json]
+        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json], queue: deque[int] | None = None
     ) -> Iterator[tuple[int, Measurement | None, float]]:
         """Give the jobs to the workers; ends when all are done and every child, worker or not, is at rest.
 
-        Each comes with its CPU seconds; those of one that was killed or lost are how long it was waited for.
+        Each comes with its CPU seconds; those of one that was killed or lost are how long it was waited for. A job
+        that the caller puts into ``queue`` meanwhile is done again.
         """
         config = self._config
         timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
-        waiting = deque(jobs.items())
+        waiting = deque(jobs) if queue is None else queue
         judge: Judge = OnceMore() if do == "build" or self._farm is None else self._farm.judge()
         while True:
             for child in workers:
@@ -292,8 +303,8 @@ class Measurer:
                 if waiting and child.dead:
                     child.start()
                 if waiting and child.idle:
-                    index, job = waiting.popleft()
-                    told = {**job, **judge.terms(index), "do": do, "session_s": timeout_s}
+                    index = waiting.popleft()
+                    told = {**jobs[index], **judge.terms(index), "do": do, "session_s": timeout_s}
                     child.give(index, told, timeout_s + judge.grace_s, judge.wait_s)
             busy = [child for child in self._children if not child.idle and not child.dead]
             if not busy:
@@ -303,7 +314,7 @@ class Measurer:
                 for index, result in child.answers():
                     how = Ending(child.died, child.device, child.lost, child.broke)
                     if judge.again(index, result, how):
-                        waiting.appendleft((index, jobs[index]))
+                        waiting.appendleft(index)
                     else:
                         yield index, result, child.spent_s
 

@@ -1,4 +1,6 @@
-"""Writes ``formats_v1/``: a small file of every format, as Lorien 0.1.0 writes it. ``python make_formats.py FOLDER``.
+"""Writes a small file of every format, as this Lorien writes it. ``python make_formats.py FOLDER``.
+
+``formats_v1/`` is of Lorien 0.1.0, ``formats_v2/`` of the first whose databases hold definitions apart (schema 2).
 
 Run by a Lorien that raises a format's version, into a folder of the new version, before the reader of the old one is
 forgotten. The files are never written again: ``tests/unit/test_formats.py`` holds that they go on to be read.

@@ -14,6 +14,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from lorien.cli.app import app
 
 BIN = Path(sys.executable).parent
 
@@ -145,7 +149,7 @@ def test_best_only_logs_of_many_devices(tmp_path: Path) -> None:
     assert "--split" in refused.stderr
     taken = result("ingest", log, "--dialect", "autotvm", "--logs", logs, "--split")
     assert (taken["records"], taken["workloads"], taken["unreadable"], len(taken["logs"])) == (5, 4, 0, 4)
-    assert result("commit", "--logs", logs, "--db", database) == {"records": 5, "committed": 5}
+    assert result("commit", "--logs", logs, "--db", database) == {"records": 5, "committed": 5, "implausible": 0}
     found = result("query", "--db", database, "--variants")["records"]
     assert {(record["target"], record["build"], record["variant"]) for record in found} == {
         ("cuda-model_1080ti", "tvm 0.7.dev1", None),
@@ -156,6 +160,73 @@ def test_best_only_logs_of_many_devices(tmp_path: Path) -> None:
     }
     (only,) = result("query", "--db", database, "--target", titan)["records"]
     assert (only["latency_s"], only["schedule"]) == (1e-3, [tile])
+
+
+@pytest.fixture(params=["folder and SQLite", "S3 and DynamoDB"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """A log store and a schedule database."""
+    if request.param == "folder and SQLite":
+        return str(tmp_path / "logs"), f"sqlite:///{tmp_path}/best.db"
+    logs, *_, database = request.getfixturevalue("stores")
+    return logs, database
+
+
+def here(*arguments: str | Path) -> Result:
+    """A command in this process: many short ones would spend their time on starting."""
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def told(*arguments: str | Path) -> dict[str, Any]:
+    done = here(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_what_was_taken_in_wrongly_is_taken_back(places: tuple[str, str], log: Path, tmp_path: Path) -> None:
+    logs, database = places
+    other = tmp_path / "other.log"
+    other.write_text("".join(log.read_text().splitlines(keepends=True)[:20]))
+    (wrong,) = told("ingest", log, "--dialect", "autotvm", "--target", "x86_i7-3770", "--logs", logs)["logs"]
+    (right,) = told("ingest", other, "--dialect", "autotvm", "--target", "x86_3700X", "--logs", logs)["logs"]
+    told("commit", "--logs", logs, "--db", database)
+    listed = told("logs", "list", logs)["logs"]
+    assert listed == sorted(listed, key=lambda one: one["id"])
+    assert {one["id"]: (one["target"], one["network"], one["records"], one["failed"]) for one in listed} == {
+        wrong: ("llvm-model_i7-3770", "mlp", 96, 8),
+        right: ("llvm-model_3700X", "other", 20, 1),
+    }
+    assert {one["size_bytes"] for one in listed} == {log.stat().st_size, other.stat().st_size}
+    assert wrong in here("logs", "list", logs, "--network", "mlp").stdout
+    for command, says in (
+        (("logs", "remove", logs), "say which"),
+        (("logs", "remove", logs, wrong, "--all"), "say which"),
+        (("database", "remove", database), "say which"),
+        (("database", "remove", database, "--all", "--log", wrong), "say which"),
+    ):
+        refused = here(*command)
+        assert (refused.exit_code, says in refused.stderr) == (2, True)
+    unknown = here("logs", "remove", logs, wrong, "autotvm/none")
+    assert (unknown.exit_code, "no log 'autotvm/none'" in unknown.stderr) == (1, True)
+    assert told("logs", "remove", logs, "--dialect", "")["removed"] == []  # a variable that is not set
+    dry = told("logs", "remove", logs, "--target", "x86_i7-3770", "--dry-run")
+    assert [one["id"] for one in dry["removed"]] == [wrong]
+    assert len(told("logs", "list", logs)["logs"]) == 2
+    removed = here("logs", "remove", logs, wrong)
+    assert removed.exit_code == 0
+    assert f"lorien database remove DATABASE --log {wrong}" in removed.stderr
+    assert [one["id"] for one in told("logs", "list", logs)["logs"]] == [right]
+    before = told("database", "stats", database)
+    assert before["targets"] == 2
+    counted = told("database", "remove", database, "--log", wrong, "--dry-run")
+    assert counted == {"schedules": 64, "items": 8, "dry_run": True}
+    assert told("database", "stats", database) == before
+    assert told("database", "remove", database, "--log", wrong) == counted | {"dry_run": False}
+    left = told("query", "--db", database)["records"]
+    assert {record["log"].endswith(right) for record in left} == {True}
+    assert told("logs", "remove", logs, "--all")["removed"][0]["id"] == right
+    assert told("logs", "list", logs) == {"logs": []}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -114,10 +116,41 @@ def test_a_damaged_item_is_left_alone(proxy: servers.FaultyProxy, database: Sche
     )
     before = client.get_item(TableName=table, Key=key)["Item"]
     for attempt in (lambda: database.put(made(0, 1.0)), lambda: kept(database, 0), lambda: list(database.query())):
-        with pytest.raises(DatabaseUnavailable, match=r"damaged.*Nothing was changed\. Fix"):
+        with pytest.raises(DatabaseUnavailable, match=r"damaged.*Nothing of it was changed\. Fix"):
             attempt()
     assert client.get_item(TableName=table, Key=key)["Item"] == before
     client.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_parts_without_their_item_are_never_seen(proxy: servers.FaultyProxy, database: ScheduleDatabase) -> None:
+    """As a writer that dies between the two leaves them."""
+    large = [random.Random(number).randbytes(400_000).hex() for number in range(2)]
+    first, second = (replace(made(0, 2.0 - number), candidate=Candidate([text])) for number, text in enumerate(large))
+    assert database.put(first)
+    # Read: the item and its parts. Written: four parts, and then the item, which is lost.
+    proxy.faults.extend([None, None, None, None, None, None, proxy.DROP])
+    with pytest.raises(DatabaseUnavailable, match="What was put before stays whole"):
+        database.put(second)
+    assert not proxy.faults
+    assert list(database.query()) == [first]
+    assert database.put(second)
+    assert list(database.query()) == [second, first]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_parts_that_cannot_be_removed_do_no_harm(
+    proxy: servers.FaultyProxy, database: ScheduleDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Credentials that may not delete are enough to write."""
+    text = random.Random(0).randbytes(400_000).hex()
+    first = replace(made(0, 2.0), candidate=Candidate([text]))
+    assert database.put(first)
+    # Read: the item and its parts. Written: two parts, the item. Then the old parts are removed.
+    proxy.faults.extend([None] * 5 + ["AccessDeniedException"])
+    assert database.put(made(0, 1.0))
+    assert "parts of an item that was replaced stay" in caplog.text
+    assert list(database.query()) == [made(0, 1.0), first]
 
 
 def test_tables_that_cannot_be_used(aws: Callable[[str], str]) -> None:

@@ -201,7 +201,7 @@ def test_the_service_delivers_what_it_ranked_and_verified(job: Path, tmp_path: P
 def test_a_model_is_built_with_schedules_ranked_now_and_then_from_the_database(job: Path, tmp_path: Path) -> None:
     (workload,) = read_workloads(job / "workloads.jsonl")
     framework = open_live_dialect("metaschedule").framework()
-    nothing, measurement = Candidate([["no trace"]]), Measurement(Outcome.OK, (1e-9,))
+    nothing, measurement = Candidate([["no trace"]]), Measurement(Outcome.OK, (1e-6,))
     with open_database(str(tmp_path / "s.db")) as database:
         database.put(TuningRecord(workload, resolve_target("native"), nothing, measurement, framework))
     build = ["build", job / "net.onnx", "--db", tmp_path / "s.db", "--models", job / "models", "--run"]

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from lorien.database import open_database
+from lorien.delivery import Deliverer
 from lorien.records import Candidate, Workload
 from lorien.target import Target
 from lorien.tune.loop import TuneConfig, tune
@@ -36,7 +37,8 @@ def _stub_dialect():
 
 
 @pytest.fixture
-def measurer():
+def measurer(monkeypatch, tmp_path):
+    monkeypatch.setenv("MISBEHAVING_FILE", str(tmp_path / "told-"))
     with Measurer("recording", TARGET, MeasureConfig(builders=1, run_timeout_s=1.0)) as measurer:
         yield measurer
 
@@ -79,6 +81,71 @@ def test_slow_candidates_are_stopped_and_the_log_says_so(tmp_path, measurer):
         measured = {candidate.schedule["run"]: measurement for candidate, measurement in session.trials[0].top()}
         assert measured[0.12].detail == ""
         assert "stopped early" in measured[0.3].detail
+
+
+def liar(at_first, then, name="liar"):
+    return {"run": {"at first": at_first, "then": then, "name": name}}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_run_that_lies_once_is_not_believed(tmp_path, measurer, batch, place):
+    """Wherever it stands: it is one trial, its slower result counts, and the others are measured as if without it."""
+    schedules = [{"run": 0.1}, {"run": 0.09}, {"run": 0.08}]
+    schedules.insert(place, liar(1e-4, 0.12))
+    with open_database(str(tmp_path / "best.db")) as database:
+        with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+            told = []
+            report = tune(
+                session,
+                Listed(schedules),
+                measurer,
+                TuneConfig(4, batch=batch),
+                database=database,
+                watch=lambda index, measurement: told.append(measurement),
+            )
+        assert [record.measurement.latency_s for record in database.query()] == [0.08, 0.09, 0.1, 0.12]
+    assert (report.trials, len(told)) == (4, 4)
+    assert len((tmp_path / "s" / "records.jsonl").read_text().splitlines()) == 4
+    with Session(tmp_path / "s") as session:
+        measured = {str(candidate.schedule): measurement for candidate, measurement in session.trials[0].top()}
+    slow = measured.pop(str(liar(1e-4, 0.12)))
+    assert slow.latency_s == 0.12
+    assert "measured again: 0.0001 s at first, then 0.12 s; the slower counts" in slow.detail
+    assert [len(measurement.latencies_s) for measurement in measured.values()] == [3, 3, 3]
+
+
+def test_a_great_improvement_is_measured_twice_and_believed(tmp_path, measurer):
+    with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+        schedules = [{"run": 0.1}, {"run": 0.09}, {"run": 0.01}, {"run": 0.0099}]
+        tune(session, Listed(schedules), measurer, TuneConfig(4, batch=2))
+        details = {measurement.latency_s: measurement.detail for _, measurement in session.trials[0].top()}
+        assert session.trials[0].best_s == 0.0099
+    assert details == {
+        0.1: "", 0.09: "", 0.01: "measured again: 0.01 s at first, then 0.01 s", 0.0099: "",
+    }  # fmt: skip
+
+
+def test_a_fast_run_that_crashes_when_it_is_repeated_is_a_crash(tmp_path, measurer):
+    with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+        schedules = [{"run": 0.1}, {"run": 0.09}, liar(1e-4, "segfault"), {"run": 0.3}]
+        tune(session, Listed(schedules), measurer, TuneConfig(4, batch=2))
+        assert session.outcomes == {"ok": 3, "crash": 1}
+        assert session.trials[0].best_s == 0.09
+
+
+def test_a_latency_that_cannot_be_true_is_a_failure(tmp_path, measurer):
+    with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
+        tune(session, Listed([{"run": 0.1}, {"run": 1e-12}]), measurer, TuneConfig(2))
+        assert session.outcomes == {"ok": 1, "run_error": 1}
+    assert "cannot be true: 1e-12 s is less than a clock can see" in (tmp_path / "s" / "details.jsonl").read_text()
+
+
+def test_verifying_does_not_believe_a_run_that_lies_once(measurer):
+    ranked = [Candidate(schedule) for schedule in (liar(1e-4, 0.12), {"run": 0.1}, {"run": 0.09})]
+    by_default, measured = Deliverer(TARGET)._verify(measurer, WORKLOADS[0], Candidate(None), ranked, None)
+    assert [result.latency_s for result in measured] == [0.12, 0.1, 0.09]
+    assert (by_default.latency_s, len(by_default.latencies_s)) == (0.06, 3)
 
 
 def test_resume_measures_nothing_twice_and_stops_at_the_number_asked_for(tmp_path, measurer):

@@ -156,6 +156,25 @@ def test_a_wrong_use_points_to_the_help(typed: str, told: str) -> None:
     assert "--help' for help" in done.stderr
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o440, False), (0o644, True), (0o602, True)])
+def test_a_token_that_every_user_can_read_is_told(tmp_path: Path, mode: int, warned: bool) -> None:
+    """The service itself does not start here: another host is refused before its models are looked for."""
+    path = tmp_path / "the token"
+    path.write_text("0123456789abcdef\n")
+    path.chmod(mode)
+    command = ["serve", "--db", "gone/s.db", "--token-file", str(path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert (f"Fix: chmod 600 '{path}'" in done.stderr) is warned
+
+
+def test_a_token_file_that_holds_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(bytes(range(128, 256)))
+    done = CliRunner().invoke(app, ["serve", "--db", "s.db", "--token-file", str(path)], catch_exceptions=False)
+    assert (done.exit_code, "holds no token" in done.stderr) == (1, True)
+
+
 def test_a_query_that_finds_nothing_says_so(folder: Path) -> None:
     done = CliRunner().invoke(app, ["query", "--db", "schedules.db", "--workload", "softmax"])
     assert done.exit_code == 0

@@ -100,7 +100,7 @@ def test_a_database_that_is_none_or_newer_is_refused_and_kept(tmp_path: Path) ->
     path.unlink()
     open_database(f"sqlite:///{path}").close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 9")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(SchemaMismatch, match="Fix"):
@@ -133,7 +133,7 @@ try:
     with open_database(database) as opened:
         commit(open_logs(full), opened)
 except DatabaseUnavailable as error:
-    assert "Nothing was changed" in str(error)
+    assert "What was put before stays" in str(error) and "run again" in str(error)
 else:
     sys.exit("the schedules were committed")
 """
@@ -154,3 +154,30 @@ def test_a_full_disk_leaves_nothing_half_written(autotvm_log: MakeLog, line: Lin
     assert [file for file in store.rglob("*") if file.is_file()] == []
     with open_database(str(database)) as opened:
         assert opened.stats().records == 0
+
+
+def test_a_disk_that_fills_up_during_a_commit_keeps_what_was_committed(
+    autotvm_log: MakeLog, line: Line, tmp_path: Path
+) -> None:
+    logs, database = tmp_path / "logs", tmp_path / "best.db"
+    for network in range(6):
+        lines = [line([1e-3 * tile], tile=tile, size=20 * network + size) for size in range(20) for tile in range(1, 9)]
+        ingest([autotvm_log(f"net{network}.log", lines)], open_logs(str(logs)), dialect=AUTOTVM, target=DEVICE)
+    program = Path(sys.executable).with_name("lorien")
+    command = [program, "commit", "--logs", str(logs), "--db", f"sqlite:///{database}", "--json"]
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 300 && exec "$@"', "bash", *command], capture_output=True, text=True
+    )
+    assert full.returncode == 1
+    said = " ".join(full.stderr.split())
+    assert "What was put before stays; this request changed nothing. Fix: see that the disk has room" in said
+    assert said.endswith("run again")
+    with open_database(str(database)) as opened:
+        assert 0 < opened.stats().records < 6 * 20 * 8
+        kept = list(opened.query())
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    with open_database(str(database)) as opened:
+        found = list(opened.query())
+    assert len(found) == 6 * 20 * 8
+    assert {record.key for record in kept} < {record.key for record in found}

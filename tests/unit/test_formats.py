@@ -1,7 +1,7 @@
 """Every file format: what an earlier Lorien wrote is read, and what a later one will write is refused with what to do.
 
 ``tests/golden/formats_v1`` was written once, by 0.1.0 (``make_formats.py`` beside it). A version that is raised gets a
-folder of its own, and this list another entry.
+folder of its own: ``formats_v2`` has databases of schema 2.
 """
 
 from __future__ import annotations

@@ -223,6 +223,31 @@ def test_commit_keeps_the_best_and_says_where_from(
         assert commit(store, database, dialect="autotvm", target=DEVICE).committed == 0
 
 
+@pytest.mark.parametrize("latency_s", [1e-300, 5e-324, 1e-12, 9e-10])
+def test_commit_leaves_out_what_cannot_be_true_and_says_so(
+    store: LogStore, autotvm_log: MakeLog, line: Line, tmp_path: Path, latency_s: float
+) -> None:
+    lines = [line([1e-3 * tile], tile=tile) for tile in (1, 2, 4, 8)]
+    take(store, autotvm_log("vgg.log", [*lines, line([latency_s], tile=64), line([latency_s], tile=32)]))
+    with open_database(str(tmp_path / "best.db"), n_best=3) as database:
+        report = commit(store, database)
+        assert (report.records, report.committed, report.implausible) == (6, 3, 2)
+        assert [record.measurement.latency_s for record in database.query()] == [1e-3, 2e-3, 4e-3]
+    (log,) = store.list()
+    assert all(why.startswith(f"{log.id}: ") and "less than a clock can see" in why for why in report.doubts)
+
+
+def test_commit_leaves_out_a_rate_that_no_device_reaches(
+    store: LogStore, autotvm_log: MakeLog, line: Line, tmp_path: Path
+) -> None:
+    # 2 * 1 * 200,000^2 operations in 1 us are 8e16 in a second.
+    take(store, autotvm_log("vgg.log", [line([1e-6], size=200_000), line([1e-3], tile=2, size=200_000)]))
+    with open_database(str(tmp_path / "best.db")) as database:
+        report = commit(store, database)
+        assert (report.committed, report.implausible) == (1, 1)
+        assert "more than any llvm device computes" in report.doubts[0]
+
+
 def test_commit_of_nothing_is_an_error(store: LogStore, tmp_path: Path) -> None:
     with open_database(str(tmp_path / "best.db")) as database, pytest.raises(BadInput, match="lorien ingest"):
         commit(store, database)

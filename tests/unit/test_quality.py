@@ -17,7 +17,7 @@ PACKAGES = {"lorien": ROOT / "lorien", "lorien.featurize": ROOT / "featurize", "
 # Imports point one way: a room may import from itself and from the rooms before it.
 LAYERS = (
     {"lorien.errors", "lorien.files", "lorien.aws", "lorien.s3", "lorien.cluster", "lorien.machine"},
-    {"lorien.records", "lorien.target", "lorien.mutate"},
+    {"lorien.records", "lorien.target", "lorien.plausible", "lorien.mutate"},
     {"lorien.dialects"},
     {"lorien.database", "lorien.logs"},
     {"lorien.featurize"},

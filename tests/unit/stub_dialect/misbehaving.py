@@ -28,6 +28,10 @@ class MisbehavingDialect(LiveDialect):
 
     def run(self, workload, library, target, *, repeat, min_repeat_s):
         what = eval(library.read_text().splitlines()[0])
+        if isinstance(what, dict):
+            what = lie(what, full=min_repeat_s >= 0.03)
+        if isinstance(what, float):
+            return [what] * repeat
         misbehave(what)
         return {"nan": [float("nan")], "zero": [0.0], "nothing": [], "slow": [9.0] * repeat}.get(what, [0.06] * repeat)
 
@@ -40,6 +44,16 @@ class MisbehavingDialect(LiveDialect):
 
 class ForkedDialect(MisbehavingDialect):
     forkable = True
+
+
+def lie(what, full):
+    """``{"at first": ..., "then": ...}``: another thing once it was measured in full, in whichever process."""
+    told = Path(os.environ["MISBEHAVING_FILE"] + what["name"])
+    if told.exists():
+        return what["then"]
+    if full:
+        told.touch()
+    return what["at first"]
 
 
 def misbehave(how):

@@ -1,0 +1,114 @@
+"""Which results of a batch are believed at once, and which only after a second run.
+
+A clock that jumps, a kernel that did nothing or a counter that was reset makes one run look much faster than it is, and
+nothing that is measured later would ever beat it. So a candidate that is much faster than all before it is run again,
+and where the two disagree the slower counts. Ordinary results cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from lorien.records import Measurement
+
+MUCH_FASTER = 0.5
+"""A latency below this part of the best before it is measured again."""
+AGREEING = 1.25
+"""Two runs agree when the slower takes at most so many times the faster."""
+STOPPED_EARLY = "stopped early"
+"""How the detail of a result begins that was clearly slower than the best, and got no full repeats."""
+
+
+class Contest:
+    """The results of one batch of candidates for one workload.
+
+    The first that ran has nothing to be compared with: it waits for the second, or, where there is none, for a run of
+    its own. What was stopped early for being slower than a result that did not last is run again.
+
+    Attributes
+    ----------
+    best_s : float
+        Lowest latency that is believed, infinity while there is none.
+    again : list of int
+        Candidates to run again, in order. Whoever runs them takes them out.
+    """
+
+    def __init__(self, best_s: float, candidates: Collection[int]) -> None:
+        self.best_s = best_s
+        self.again: list[int] = []
+        self._open = set(candidates)
+        self._doubted: dict[int, Measurement] = {}
+        self._first: int | None = None
+        self._first_s = math.inf
+        self._held: list[tuple[int, Measurement]] = []
+
+    def limit_s(self, index: int) -> float:
+        """What a candidate may be compared with, to be stopped early, when it is run now."""
+        return min(self.best_s, math.inf if index == self._first else self._first_s)
+
+    def take(self, index: int, result: Measurement) -> Iterator[tuple[int, Measurement]]:
+        """Take the result of a run. What is believed now comes back, as it is to be counted."""
+        if index in self._doubted:
+            yield from self._repeated(index, result)
+        else:
+            yield from self._new(index, result)
+        if self._first is not None and self._open == {self._first} and self._first not in self._doubted:
+            self._doubt(self._first, self._held.pop()[1])
+
+    def _new(self, index: int, result: Measurement) -> Iterator[tuple[int, Measurement]]:
+        latency_s = result.latency_s
+        if latency_s is None:
+            yield self._believed(index, result)
+        elif self._first is None and math.isinf(self.best_s):
+            self._first, self._first_s = index, latency_s
+            self._held.append((index, result))
+        elif self._first is not None and self._first in self._doubted:
+            self._held.append((index, result))
+        elif self._first is not None and self._first_s < MUCH_FASTER * latency_s:
+            self._doubt(self._first, self._held.pop()[1])
+            self._held.append((index, result))
+        elif self._first is not None:
+            yield self._believed(*self._held.pop())
+            self._first, self._first_s = None, math.inf
+            yield from self._new(index, result)
+        elif latency_s < MUCH_FASTER * self.best_s:
+            self._doubt(index, result)
+        else:
+            yield self._believed(index, result)
+
+    def _repeated(self, index: int, second: Measurement) -> Iterator[tuple[int, Measurement]]:
+        first = self._doubted.pop(index)
+        counts, agree = compared(first, second)
+        yield self._believed(index, counts)
+        if index == self._first:
+            held, self._held, self._first, self._first_s = self._held, [], None, math.inf
+            for other, result in held:
+                if not agree and result.detail.startswith(STOPPED_EARLY):
+                    self.again.append(other)
+                else:
+                    yield from self._new(other, result)
+
+    def _doubt(self, index: int, result: Measurement) -> None:
+        self._doubted[index] = result
+        self.again.append(index)
+
+    def _believed(self, index: int, result: Measurement) -> tuple[int, Measurement]:
+        self._open.discard(index)
+        self.best_s = min(self.best_s, math.inf if result.latency_s is None else result.latency_s)
+        return index, result
+
+
+def compared(first: Measurement, second: Measurement) -> tuple[Measurement, bool]:
+    """What counts of two runs of one candidate, the first of which was surprisingly fast, and whether they agree."""
+    first_s, second_s = first.latency_s or math.inf, second.latency_s
+    if second_s is None:
+        said = f"measured again, after {first_s:.3g} s at first"
+        return replace(second, detail=f"{second.detail}; {said}".strip("; ")), False
+    agree = max(first_s, second_s) <= AGREEING * min(first_s, second_s)
+    counts = first if agree or first_s >= second_s else second
+    said = f"measured again: {first_s:.3g} s at first, then {second_s:.3g} s"
+    if not agree:
+        said += "; the slower counts"
+    return replace(counts, detail=f"{counts.detail}; {said}".strip("; ")), agree
