@@ -115,7 +115,8 @@ class DynamoDatabase(DynamoTable):
     def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
         """See ``ScheduleDatabase.best``."""
         with self._explained():
-            items = list(self._items(self._rows(target.key, f"{workload_key}#")))
+            keys = (target.key, *target.past_keys)
+            items = [item for key in keys for item in self._items(self._rows(key, f"{workload_key}#"))]
         return fastest_of_all((item for item in items if build in (None, item.build)), n)
 
     def related(self, target: Target, workload_key: str, n: int = 1) -> list[TuningRecord]:

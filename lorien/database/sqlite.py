@@ -149,8 +149,8 @@ class SqliteDatabase:
     def best(self, target: Target, workload_key: str, n: int = 1, build: str | None = None) -> list[TuningRecord]:
         """See ``ScheduleDatabase.best``."""
         items = self._items(
-            "WHERE target_key = ? AND workload_key = ? AND build = coalesce(?, build)",
-            (target.key, workload_key, build),
+            "WHERE target_key IN (?, ?) AND workload_key = ? AND build = coalesce(?, build)",
+            (target.key, next(iter(target.past_keys), target.key), workload_key, build),
         )
         return fastest_of_all(items, n)
 

@@ -109,6 +109,14 @@ def test_what_is_put_comes_back(database: ScheduleDatabase) -> None:
     assert found.workload.networks == ("resnet50", "squeezenet")
 
 
+def test_best_finds_what_an_older_lorien_put_under_another_key(database: ScheduleDatabase) -> None:
+    """It took TVM's ``-model=unknown`` for a model."""
+    old = Target("cuda", (("arch", "sm_86"), ("model", "unknown")))
+    assert old.key in TARGET.past_keys
+    database.put_many([made(2e-3), made(1e-3, 1, target=old)])
+    assert [record.measurement.latency_s for record in database.best(TARGET, made(1.0).workload.key, 2)] == [1e-3, 2e-3]
+
+
 def test_unseen_is_empty(database: ScheduleDatabase) -> None:
     assert database.best(TARGET, "0" * 32) == database.related(TARGET, "0" * 32) == list(database.query()) == []
 
