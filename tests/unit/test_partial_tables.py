@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from held import featurizing
 
 from lorien.dialects import open_dialect
 from lorien.featurize.dataset import CONTENTS, missing_tables, tables
@@ -63,20 +62,11 @@ def command(*words: object) -> list[str]:
 
 
 @contextmanager
-def featurizing(tmp_path: Path, name: str) -> Iterator[None]:
-    """A ``lorien featurize`` that waits for the content of a log, as of a slow disk, and is killed in the end."""
+def at_work(tmp_path: Path, name: str) -> Iterator[None]:
+    """A ``lorien featurize`` that is at a log, and is killed in the end."""
     (stored,) = (tmp_path / "logs").rglob(f"{name}.log")
-    aside = stored.rename(tmp_path / "aside")
-    os.mkfifo(stored)
-    words = command("featurize", tmp_path / "logs", "-o", tmp_path / "F", "--processes", "1")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        # A pipe is open when the other end is: the featurize is at it.
-        with subprocess.Popen(words, start_new_session=True, **quiet) as running, stored.open("wb"):
-            yield
-            os.killpg(running.pid, signal.SIGKILL)
-    finally:
-        aside.replace(stored)
+    with featurizing(["featurize", tmp_path / "logs", "-o", tmp_path / "F", "--processes", "1"], stored):
+        yield
 
 
 def test_a_featurize_that_was_killed_is_told_of(tmp_path: Path, given: Write) -> None:
@@ -84,7 +74,7 @@ def test_a_featurize_that_was_killed_is_told_of(tmp_path: Path, given: Write) ->
     run(tmp_path)
     given("other", 7)
     given("third", 5)
-    with featurizing(tmp_path, "other"):
+    with at_work(tmp_path, "other"):
         pass
     (said,) = [text for text in missing_tables(tmp_path / "F", "F") if "/other-" in text]
     assert "shards 0/1 are missing" in said
@@ -120,7 +110,7 @@ def test_the_tables_of_a_log_that_grew_are_read_until_the_new_ones_are_there(tmp
     (old,) = (tmp_path / "F").rglob("net-*.parquet")
     kept = old.read_bytes()
     given("net", 25)
-    with featurizing(tmp_path, "net"):
+    with at_work(tmp_path, "net"):
         assert rows(tmp_path / "F") == 27
         (said,) = missing_tables(tmp_path / "F", "F")
         assert "0/1 are missing; what it grew from is read in its place" in said

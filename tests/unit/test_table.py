@@ -14,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from held import featurizing
 
 from lorien.dialects import open_dialect
 from lorien.errors import BadInput, SchemaMismatch
@@ -132,26 +133,13 @@ def test_a_full_disk_leaves_no_table(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_interrupted(store: Path, tmp_path: Path, lines: Callable[..., str], sign: signal.Signals) -> None:
-    """A worker that is killed costs its log, Ctrl-C ends all; the next run does the rest.
-
-    The log is a pipe that nothing comes through: the worker is at it when it can be opened for writing.
-    """
+    """A worker that is killed costs its log, Ctrl-C ends all; the next run does the rest."""
     (tmp_path / "given" / "other.log").write_text(lines(7, size=64))
     take(tmp_path)
     (stored,) = store.rglob("net.log")
-    aside = stored.rename(tmp_path / "aside")
-    os.mkfifo(stored)
     out = tmp_path / "out"
-    words = ["featurize", str(store), "-o", str(out), "--processes", "1", "--json"]
-    program = [sys.executable, "-B", "-c", "from lorien.cli import main; main()", *words]
-    with (
-        subprocess.Popen(
-            program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as run,
-        stored.open("wb"),
-    ):
+    with featurizing(["featurize", store, "-o", out, "--processes", "1", "--json"], stored) as (run, worker):
         children = psutil.Process(run.pid).children(recursive=True)
-        (worker,) = (child for child in children if any("spawn_main" in word for word in child.cmdline()))
         if sign == signal.SIGKILL:
             worker.kill()
         else:
@@ -167,7 +155,6 @@ def test_killed_and_interrupted(store: Path, tmp_path: Path, lines: Callable[...
         assert run.returncode == 130, complained
         assert said == ""
     assert not [path for path in out.rglob("*") if path.name.startswith(TEMPORARY_PREFIX)]
-    aside.replace(stored)
     featurize(open_logs(str(store)), out, processes=1)
     assert rows(out).num_rows == 27
 
