@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorien.dialects.metaschedule.frontends import Shapes, load_model
+from lorien.dialects.metaschedule.limits import check_folding, check_ranges
 from lorien.dialects.metaschedule.workload import tvm_target, workload_of
 from lorien.errors import BadInput
 from lorien.records import Workload
@@ -47,6 +48,8 @@ def lower_model(module: tvm.IRModule, target: Target, model: str) -> tvm.IRModul
     """``lower``, with ``BadInput`` that names the model where TVM cannot."""
     try:
         return lower(module, target)
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from None
     except Exception as error:  # legalizing calls operator code that checks its arguments as it likes
         reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
         raise BadInput(f"{model}: TVM cannot lower it: {reason}. Fix: export it without that operator") from error
@@ -69,14 +72,21 @@ def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Wo
 
 
 def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` tunes."""
+    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` tunes.
+
+    Raises
+    ------
+    BadInput
+        To fold its constants would take too much memory or time. The message lacks the path.
+    Exception
+        TVM's own, for an operator that cannot be lowered.
+    """
     from tvm import relax
     from tvm.ir.transform import Sequential
 
-    passes = Sequential(
+    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps()])
+    fuse = Sequential(
         [
-            relax.transform.DecomposeOpsForInference(),
-            relax.transform.LegalizeOps(),
             relax.transform.FoldConstant(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
@@ -84,10 +94,16 @@ def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
         ]
     )
     with tvm_target(target):
-        return passes(module)
+        check_ranges(module)
+        legalized = legalize(module)
+        check_folding(legalized)
+        return fuse(legalized)
 
 
 def _is_static(module: tvm.IRModule) -> bool:
     from tvm.tirx import IntImm
 
-    return all(isinstance(extent, IntImm) for param in module["main"].params for extent in param.ty.shape)
+    # A scalar parameter is a size: it has no shape, and a value only at run time.
+    return all(
+        isinstance(extent, IntImm) for param in module["main"].params for extent in getattr(param.ty, "shape", (None,))
+    )

@@ -1,0 +1,179 @@
+"""What is done to an ONNX model before TVM's front end sees it. Everything that rewrites the graph is called here.
+
+In this order: functions are put in the place of their calls, operators of old opsets become those of a later one,
+quantized operators become float ones, computed sizes become constants. The model's other operators stay as they are, so
+that the workloads are the model's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights, count_of, nodes_of
+from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
+from lorien.dialects.metaschedule.onnx_shapes import MAX_ELEMENTS, fold_shapes
+from lorien.errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+_UPGRADED = 11
+"""Opset that older ones are converted to where TVM misreads them: it has Resize as all later ones have it."""
+_BROADCAST_BY_NUMPY = 7
+"""Opset from which element-wise operators broadcast without attributes."""
+_ROUNDS = 4
+"""Bodies of functions hold functions; ONNX's own are two deep."""
+
+
+def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """A model that TVM's front end can take, as far as that can be had.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        As it was read, its weights loaded.
+    shapes : mapping of str to tuple of int
+        Static shapes by input name; they take the place of what the model declares.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Another model; the one given stays as it is.
+
+    Raises
+    ------
+    BadInput
+        Weights are not whole, functions call themselves, or constants take too much memory. The message lacks the path.
+    Exception
+        ONNX's own, on a graph that is none.
+    """
+    check_weights(model)
+    check_calls(model)
+    light, weights = _without_weights(model)
+    _fix_inputs(light, shapes)
+    light = _upgraded(_inlined(light))
+    for _ in range(_ROUNDS):
+        functions = _convertible_functions(light)
+        if not functions:
+            break
+        light = inline_schema_functions(light, functions)
+    dequantize(light)
+    fold_shapes(light)
+    for tensor in light.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(weights[tensor.name])
+    return light
+
+
+def inline_schema_functions(model: Any, names: Collection[str]) -> Any:
+    """A model with the bodies that ONNX gives these operators in their place; the same model where ONNX cannot."""
+    import onnx.inliner
+
+    try:
+        return onnx.inliner.inline_selected_functions(
+            model, [("", name) for name in sorted(names)], exclude=False, inline_schema_functions=True
+        )
+    except Exception as error:  # a body may need a type that is not known, and the inliner raises what it likes
+        logger.debug("%s not inlined: %s", ", ".join(sorted(names)), error)
+        return model
+
+
+def has_converter(node: Any) -> bool:
+    """Whether TVM's front end converts this operator, and not another of the same name."""
+    from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
+
+    if node.op_type not in (*_get_convert_map(), "If", "Constant"):
+        return False
+    if node.domain in ("", "ai.onnx"):
+        return node.op_type != "Attention"  # TVM's is ONNX Runtime's
+    return node.domain == MICROSOFT and (node.op_type == "Attention" or not _is_standard(node.op_type))
+
+
+def _is_standard(op_type: str) -> bool:
+    import onnx
+
+    # Gelu is the same in both.
+    return op_type != "Gelu" and bool(onnx.defs.has(op_type))
+
+
+def _without_weights(model: Any) -> tuple[Any, dict[str, Any]]:
+    """A copy in which large initializers have no data, and those with it: graphs are copied often, and ONNX's C++
+    parts take no more than 2 GB."""
+    import onnx
+
+    light, weights = onnx.ModelProto(), {}
+    light.CopyFrom(_shell(model))
+    for tensor in model.graph.initializer:
+        if count_of(tensor.dims) > MAX_ELEMENTS:
+            weights[tensor.name] = tensor
+            tensor = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        light.graph.initializer.add().CopyFrom(tensor)
+    return light, weights
+
+
+def _shell(model: Any) -> Any:
+    import onnx
+
+    shell = onnx.ModelProto(ir_version=model.ir_version)
+    shell.opset_import.extend(model.opset_import)
+    shell.functions.extend(model.functions)
+    graph = model.graph
+    shell.graph.name = graph.name or "graph"
+    shell.graph.node.extend(graph.node)
+    shell.graph.input.extend(graph.input)
+    shell.graph.output.extend(graph.output)
+    return shell
+
+
+def _fix_inputs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    import onnx
+
+    for value in model.graph.input:
+        if value.name in shapes:
+            fixed = onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
+            value.type.tensor_type.shape.CopyFrom(fixed)
+
+
+def _inlined(model: Any) -> Any:
+    """With the model's own functions in the place of their calls."""
+    if not model.functions:
+        return model
+    import onnx.inliner
+
+    try:
+        return onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:
+        raise BadInput(
+            f"its functions cannot be put in the place of their calls: {error}. Fix: export the model without functions"
+        ) from error
+
+
+def _upgraded(model: Any) -> Any:
+    """In a later opset, where TVM's converters take what this one says for something else."""
+    import onnx
+
+    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+    misread = version < _BROADCAST_BY_NUMPY or any(node.op_type in ("Upsample", "Resize") for node in model.graph.node)
+    if version >= _UPGRADED or not misread:
+        return model
+    try:
+        upgraded = onnx.version_converter.convert_version(model, _UPGRADED)
+    except Exception as error:  # it knows not every operator, and raises what it likes
+        logger.debug("opset %d not upgraded: %s", version, error)
+        return model
+    return upgraded
+
+
+def _convertible_functions(model: Any) -> set[str]:
+    """Operators that TVM has no conversion for, but ONNX has a body."""
+    import onnx
+
+    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+    names = set()
+    for node in nodes_of(model.graph.node):
+        if node.domain in ("", "ai.onnx") and not has_converter(node) and onnx.defs.has(node.op_type):
+            schema = onnx.defs.get_schema(node.op_type, version, "")
+            if schema.has_function or schema.has_context_dependent_function:
+                names.add(node.op_type)
+    return names
