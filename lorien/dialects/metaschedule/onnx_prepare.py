@@ -13,7 +13,7 @@ from typing import Any
 
 from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights, count_of, nodes_of
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
-from lorien.dialects.metaschedule.onnx_shapes import MAX_ELEMENTS, fold_shapes
+from lorien.dialects.metaschedule.onnx_shapes import MAX_ELEMENTS, fix_inputs, fold_shapes
 from lorien.errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     check_weights(model)
     check_calls(model)
     light, weights = _without_weights(model)
-    _fix_inputs(light, shapes)
+    fix_inputs(light, shapes)
     light = _upgraded(_inlined(light))
     for _ in range(_ROUNDS):
         functions = _convertible_functions(light)
@@ -59,7 +59,7 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
             break
         light = inline_schema_functions(light, functions)
     dequantize(light)
-    fold_shapes(light)
+    light = fold_shapes(light, {})
     for tensor in light.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
@@ -124,15 +124,6 @@ def _shell(model: Any) -> Any:
     shell.graph.input.extend(graph.input)
     shell.graph.output.extend(graph.output)
     return shell
-
-
-def _fix_inputs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    import onnx
-
-    for value in model.graph.input:
-        if value.name in shapes:
-            fixed = onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
-            value.type.tensor_type.shape.CopyFrom(fixed)
 
 
 def _inlined(model: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,20 @@ _STRING = 8  # onnx.TensorProto.STRING
 _Array = npt.NDArray[Any]
 
 
-def fold_shapes(model: Any) -> None:
-    """Put, in place, constants where a model with static inputs computes sizes.
-
-    Branches of an ``If`` whose condition is constant are put in its place.
+def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """An ONNX model with static inputs and constants in the place of computed sizes.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Its initializers may lack their data where they are larger than ``MAX_ELEMENTS``.
+    shapes : mapping of str to tuple of int
+        Static shapes by input name; they take the place of what the model declares.
+
+    Returns
+    -------
+    onnx.ModelProto
+        A copy. Branches of an ``If`` whose condition is constant are put in its place.
 
     Raises
     ------
@@ -43,8 +49,11 @@ def fold_shapes(model: Any) -> None:
     """
     import onnx
 
-    graph = model.graph
-    walk = Walk(model)
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    fix_inputs(folded, shapes)
+    graph = folded.graph
+    walk = Walk(folded)
     nodes = walk.run()
     del graph.node[:], graph.value_info[:]  # declared for the open shapes
     graph.node.extend(nodes)
@@ -52,6 +61,17 @@ def fold_shapes(model: Any) -> None:
     graph.initializer.extend(
         onnx.numpy_helper.from_array(array, name) for name, array in walk.made.items() if name in used
     )
+    return folded
+
+
+def fix_inputs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give, in place, inputs of a model these shapes."""
+    import onnx
+
+    for value in model.graph.input:
+        if value.name in shapes:
+            fixed = onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
+            value.type.tensor_type.shape.CopyFrom(fixed)
 
 
 class Walk:
