@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,11 @@ from lorien.files import atomic_file
 from lorien.records import Workload
 
 if TYPE_CHECKING:
+    from lorien.dialects.base import LiveDialect
     from lorien.dialects.remote import Tracker
+    from lorien.target import Target
+
+logger = logging.getLogger(__name__)
 
 TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
 
@@ -47,25 +52,31 @@ def extract(
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
     ] = False,
     dialect: Annotated[str, typer.Option(help="Framework to tune with: metaschedule, halide.")] = "metaschedule",
+    network: Annotated[str | None, typer.Option(help="Name of the one model's network [default: its file's].")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
     from lorien.dialects import open_live_dialect, resolve_target
+    from lorien.dialects.networks import network_names, plain_name
 
     try:
         pattern = re.compile(match) if match else None
     except re.error as error:
         raise typer.BadParameter(f"{match!r} is no regular expression: {error}", param_hint="--match") from None
     shapes = parse_shapes(shape or [])
+    if network is not None and (len(models) > 1 or not network or network != plain_name(network)):
+        raise typer.BadParameter("give one model, and a name without +", param_hint="--network")
+    names = network_names(models) if network is None else [network]
+    named = dict(zip(names, models, strict=True))  # a file given twice counts once
     live = open_live_dialect(dialect)
     resolved = resolve_target(target, dialect)
     found: dict[str, Workload] = {}
     refused: dict[str, str] = {}
     with progress("extracting") as update:
-        for index, model in enumerate(models):
-            update(index, len(models), model.name)
+        for index, (name, model) in enumerate(named.items()):
+            update(index, len(named), model.name)
             try:
-                workloads = live.extract(model, resolved, shapes, allow_code=allow_code)
+                workloads = extract_named(live, model, name, resolved, shapes, allow_code=allow_code)
             except LorienError as error:
                 refused[str(model)] = str(error)
                 err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -76,14 +87,44 @@ def extract(
     if heaviest is not None:
         kept = sorted(kept, key=lambda w: -(w.flop or 0.0) * w.weight)[:heaviest]
     if not kept:
-        fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(models)} models refused")
+        fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(named)} models refused")
     write_workloads(output, kept)
     if as_json:
         emit({"workloads": len(kept), "found": len(found), "output": str(output), "refused": refused})
     else:
-        out.print(f"{len(kept)} workloads of {len(models) - len(refused)} models written to {output}")
+        out.print(f"{len(kept)} workloads of {len(named) - len(refused)} models written to {output}")
     if refused:
         raise typer.Exit(1)
+
+
+def extract_named(
+    live: LiveDialect,
+    model: Path,
+    network: str,
+    target: Target,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    allow_code: bool,
+) -> list[Workload]:
+    """A model's workloads under the name of its network. Raises ``LorienError``, whatever the model does."""
+    import dataclasses
+
+    try:
+        workloads = live.extract(model, target, shapes, allow_code=allow_code)
+    except LorienError:
+        raise
+    except OSError as error:
+        raise LorienError(f"{model} cannot be read: {error}. Fix: check the file and its permissions") from error
+    except Exception as error:  # of a stranger's model: the other models of the command are kept
+        logger.debug("%s", model, exc_info=error)
+        raise LorienError(
+            f"{model} cannot be read, and Lorien did not expect why ({type(error).__name__}). "
+            "Fix: report it with the model; export it with other settings meanwhile"
+        ) from error
+    if not workloads:
+        raise LorienError(f"{model} has no workload that can be tuned. Fix: leave it out")
+    # A dialect without networks leaves them empty.
+    return [dataclasses.replace(w, networks=(network,)) if w.networks else w for w in workloads]
 
 
 @command

@@ -7,7 +7,14 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorien.dialects.metaschedule.onnx_convert import MAX_PASSES, Unconvertible, convert, cut, warnings_to_log
+from lorien.dialects.metaschedule.onnx_convert import (
+    MAX_PASSES,
+    Unconvertible,
+    convert,
+    cut,
+    reason_of,
+    warnings_to_log,
+)
 from lorien.dialects.metaschedule.onnx_prepare import prepare
 from lorien.dialects.metaschedule.workload import BUILD, require_tvm
 from lorien.errors import BadInput, MissingExtra
@@ -79,11 +86,14 @@ def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
     inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
     _check_shapes(model, {name: _onnx_dims(tensor) for name, tensor in inputs.items()}, shapes)
     try:
-        prepared = prepare(proto, {name: shape for name, shape in shapes.items() if name in inputs})
+        prepared = prepare(proto, {name: shape for name, shape in shapes.items() if name in inputs}, runs=not cut)
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from None
     except Exception as error:  # onnx.load takes any graph, nodes without their inputs among them
-        raise BadInput(f"{model} is not a valid ONNX graph: {_reason(error)}. Fix: export it again") from error
+        reason = reason_of(error)
+        raise BadInput(
+            f"{model} is not a valid ONNX graph{': ' * bool(reason)}{reason}. Fix: export it again"
+        ) from error
     try:
         return _convert_rest(model, prepared) if cut else convert(prepared)
     except Unconvertible as error:

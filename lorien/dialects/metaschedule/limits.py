@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 BASE_BYTES = 128 << 20
 WEIGHTS_FACTOR = 12
 """Int8 weights to float32 are four times their bytes, in three steps (cast, subtract, multiply)."""
+FILLED_FACTOR = 3
+FILLED_BYTES = "lorien.filled_bytes"
+"""Attribute of a module: bytes of weights that its file fills with one value."""
 MAX_OPERATIONS = 5_000_000_000
 """Some 10 s in code that is not scheduled."""
 
 
-def check_bytes(needed: int, weights: int, what: str) -> None:
-    """Raise ``BadInput`` when computed constants need more than their limit."""
-    limit = BASE_BYTES + WEIGHTS_FACTOR * weights
+def check_bytes(needed: int, weights: int, filled: int, what: str) -> None:
+    """Raise ``BadInput`` when computed constants need more than their limit, all in bytes."""
+    limit = BASE_BYTES + WEIGHTS_FACTOR * weights + FILLED_FACTOR * filled
     if needed > limit:
         raise BadInput(
             f"its computed constants take {readable(needed)}, {what}; the limit is {readable(limit)} for "
@@ -59,7 +62,7 @@ def check_ranges(module: tvm.IRModule) -> None:
         nonlocal made
         if isinstance(expr, relax.Call) and getattr(expr.op, "name", "") == "relax.arange":
             made += _bytes(expr.ty) or 0
-            check_bytes(made, 0, f"a range alone {readable(_bytes(expr.ty) or 0)}")
+            check_bytes(made, 0, 0, f"a range alone {readable(_bytes(expr.ty) or 0)}")
 
     for function in module.functions.values():
         if isinstance(function, relax.Function):
@@ -72,6 +75,7 @@ class _Folding:
     def __init__(self, module: tvm.IRModule) -> None:
         self._module = module
         self._constant: set[Any] = set()
+        self._filled = int(module.attrs.get(FILLED_BYTES, 0)) if module.attrs else 0
         self._weights = self._made = self._operations = 0
 
     def check(self, function: Any) -> None:
@@ -112,7 +116,9 @@ class _Folding:
     def _spend(self, call: Any) -> None:
         self._made += _bytes(call.ty) or 0
         kernel = call.args[0]
-        check_bytes(self._made, self._weights, f"{kernel.name_hint} alone {readable(_bytes(call.ty) or 0)}")
+        check_bytes(
+            self._made, self._weights, self._filled, f"{kernel.name_hint} alone {readable(_bytes(call.ty) or 0)}"
+        )
         self._operations += _operations(self._module[kernel])
         if self._operations > MAX_OPERATIONS:
             raise BadInput(

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorien.dialects.metaschedule.onnx_limits import count_of, nodes_of
+from lorien.dialects.metaschedule.limits import FILLED_BYTES
+from lorien.dialects.metaschedule.onnx_graph import count_of, nodes_of, reads
+from lorien.dialects.metaschedule.onnx_limits import filled_bytes
 from lorien.dialects.metaschedule.onnx_prepare import has_converter
-from lorien.dialects.metaschedule.onnx_shapes import Walk, reads
+from lorien.dialects.metaschedule.onnx_shapes import Walk
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def convert(model: Any) -> tvm.IRModule:
         importer.failures[at] = error
     if importer.failures:
         raise Unconvertible([], [_failure(at, nodes[at], error) for at, error in sorted(importer.failures.items())])
-    return module
+    return module.with_attr(FILLED_BYTES, filled_bytes(model))
 
 
 def cut(model: Any, failures: list[Failure]) -> tuple[Any, list[Failure]] | None:

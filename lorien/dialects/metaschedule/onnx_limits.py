@@ -9,30 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from lorien.dialects.metaschedule.limits import check_bytes, readable
+from lorien.dialects.metaschedule.onnx_graph import PACKED_BITS, count_of, element_bits, filled, kind_of, nodes_of
 from lorien.errors import BadInput
 
 MAX_NODES = 200_000
 """After its functions are put in the place of their calls. Language models have some 20,000."""
 MAX_CALL_DEPTH = 64
+MAX_FILLED_BYTES = 1 << 30
+"""Twice VGG-19."""
 
 _STACKED = ("Max", "Mean", "Min", "Sum")
 """TVM stacks the inputs of these, each at the size of the output."""
-_PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
-
-
-def nodes_of(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Nodes, and those of the graphs inside them."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for attribute in node.attribute:
-            waiting.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                waiting.extend(graph.node)
 
 
 def check_weights(model: Any) -> None:
@@ -50,6 +38,11 @@ def check_weights(model: Any) -> None:
 def weight_bytes(model: Any) -> int:
     """Bytes of all tensors that came with the model, by their shapes: see ``check_weights``."""
     return sum(_wanted_bytes(tensor) or 0 for tensor in _tensors(model))
+
+
+def filled_bytes(model: Any) -> int:
+    """Bytes of the weights that the file fills with one value."""
+    return sum(count_of(shape) * element_bits(kind_of(node)) // 8 for node, shape in filled(model))
 
 
 def check_calls(model: Any) -> None:
@@ -85,13 +78,24 @@ class ConstantBudget:
 
     Parameters
     ----------
-    weights : int
-        Bytes of the weights in the file.
+    model : onnx.ModelProto
+        The graph, before its nodes are counted.
+
+    Raises
+    ------
+    BadInput
+        The weights that the file fills with one value are too large.
     """
 
-    def __init__(self, weights: int) -> None:
-        self._weights = weights
+    def __init__(self, model: Any) -> None:
+        self._weights = weight_bytes(model)
+        self._filled = filled_bytes(model)
         self._used = 0
+        if self._filled > MAX_FILLED_BYTES:
+            raise BadInput(
+                f"its weights, which it does not hold but fills with one value, take {readable(self._filled)}; "
+                f"the limit is {readable(MAX_FILLED_BYTES)}. Fix: export the model with its weights"
+            )
 
     def spend(self, node: Any, values: Iterable[tuple[int, tuple[int, ...] | None]]) -> None:
         """Count the outputs of a node, given as element type and shape. Raises ``BadInput`` beyond the limit."""
@@ -101,27 +105,7 @@ class ConstantBudget:
             if shape is not None:
                 made += copies * count_of(shape) * element_bits(kind) // 8
         self._used += made
-        check_bytes(self._used, self._weights, f"{node.op_type} {node.output[0]} alone {readable(made)}")
-
-
-def count_of(shape: Iterable[int]) -> int:
-    """Number of elements; exact, however many."""
-    count = 1
-    for extent in shape:
-        count *= max(int(extent), 0)
-    return count
-
-
-def element_bits(kind: int) -> int:
-    """Bits of one element of an ONNX type; 64 for what has no fixed size."""
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(kind)
-    if name in _PACKED_BITS:
-        return _PACKED_BITS[name]
-    if name in ("STRING", "UNDEFINED"):
-        return 64
-    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).itemsize) * 8
+        check_bytes(self._used, self._weights, self._filled, f"{node.op_type} {node.output[0]} alone {readable(made)}")
 
 
 def _id(function: Any) -> tuple[str, str, str]:
@@ -164,7 +148,7 @@ def _found_bytes(tensor: Any) -> int | None:
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     entries = len(getattr(tensor, field))
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
-    if name in _PACKED_BITS:
+    if name in PACKED_BITS:
         return entries  # whose entries hold a byte each
     if name in ("COMPLEX64", "COMPLEX128"):
         entries //= 2

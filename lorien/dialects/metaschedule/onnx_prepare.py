@@ -11,9 +11,11 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights, count_of, nodes_of
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, nodes_of
+from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
-from lorien.dialects.metaschedule.onnx_shapes import MAX_ELEMENTS, fix_inputs, fold_shapes
+from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
+from lorien.dialects.metaschedule.onnx_weights import open_filled
 from lorien.errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ _ROUNDS = 4
 """Bodies of functions hold functions; ONNX's own are two deep."""
 
 
-def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = True) -> Any:
     """A model that TVM's front end can take, as far as that can be had.
 
     Parameters
@@ -35,6 +37,8 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         As it was read, its weights loaded.
     shapes : mapping of str to tuple of int
         Static shapes by input name; they take the place of what the model declares.
+    runs : bool
+        The model is to be run. Else only its kernels are wanted, and filled weights become inputs.
 
     Returns
     -------
@@ -59,6 +63,8 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
             break
         light = inline_schema_functions(light, functions)
     dequantize(light)
+    if not runs:
+        open_filled(light)
     light = fold_shapes(light, {})
     for tensor in light.graph.initializer:
         if tensor.name in weights:

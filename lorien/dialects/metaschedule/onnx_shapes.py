@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorien.dialects.metaschedule.onnx_limits import ConstantBudget, count_of, weight_bytes
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, reads
+from lorien.dialects.metaschedule.onnx_limits import ConstantBudget
 
 logger = logging.getLogger(__name__)
-
-MAX_ELEMENTS = 1024
-"""Larger constants are data, not sizes: they stay with the nodes that make them."""
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _WITH_BRANCHES = ("If", "Loop", "Scan")
@@ -80,7 +78,7 @@ class Walk:
     def __init__(self, model: Any) -> None:
         import onnx
 
-        self._budget = ConstantBudget(weight_bytes(model))
+        self._budget = ConstantBudget(model)
         self._model = model
         self._versions = {opset.domain: opset.version for opset in model.opset_import}
         self.types: dict[str, Any] = {value.name: value.type for value in model.graph.input}
@@ -210,13 +208,3 @@ class Walk:
             return None
         dims = tensor.shape.dim
         return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
-
-
-def reads(node: Any) -> set[str]:
-    """Names a node reads, in its branches too."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            names |= reads(inner)
-        names |= {value.name for value in attribute.g.output}
-    return names
