@@ -15,6 +15,7 @@ from lorien.dialects.metaschedule.onnx_convert import (
     reason_of,
     warnings_to_log,
 )
+from lorien.dialects.metaschedule.onnx_graph import is_numeric
 from lorien.dialects.metaschedule.onnx_prepare import prepare
 from lorien.dialects.metaschedule.workload import BUILD, require_tvm
 from lorien.errors import BadInput, MissingExtra
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LFS_POINTER = b"version https://git-lfs.github.com/"
 Shapes = dict[str, tuple[int, ...]]
 _NAMED = 8
 """Operators that one message names."""
@@ -83,7 +85,11 @@ def load_model(
 def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
     proto = _read_onnx(model)
     constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
+    inputs = {
+        value.name: value.type.tensor_type
+        for value in proto.graph.input
+        if value.name not in constants and is_numeric(value.type)
+    }
     _check_shapes(model, {name: _onnx_dims(tensor) for name, tensor in inputs.items()}, shapes)
     try:
         prepared = prepare(proto, {name: shape for name, shape in shapes.items() if name in inputs}, runs=not cut)
@@ -150,15 +156,23 @@ def _read_onnx(model: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.load(str(model))
-    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise BadInput(
-            f"{model} is not an ONNX model, or not whole: {error}. "
-            "Fix: export it, or copy it with its data files, again"
-        ) from None
+        proto = onnx.load(str(model), load_external_data=False)
+    except (OSError, DecodeError, ValueError) as error:
+        raise BadInput(f"{model} is not an ONNX model, or not whole: {error}. Fix: {_whole_again(model)}") from None
     if not proto.graph.node:
-        raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: export it, or copy it, again")
+        raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: {_whole_again(model)}")
+    try:
+        onnx.load_external_data_for_model(proto, str(model.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        # A file of weights that is missing, short (a pointer of Git LFS) or elsewhere on this machine.
+        raise BadInput(f"{model} is not whole: {error}. Fix: copy it with its data files again") from None
     return proto
+
+
+def _whole_again(model: Path) -> str:
+    with model.open("rb") as file:
+        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    return "it is a pointer of Git LFS: git lfs pull" if pointer else "export it, or copy it with its data files, again"
 
 
 def _read_exported_program(model: Path) -> tvm.IRModule:

@@ -1,8 +1,8 @@
-"""A Relax module without the operators that cannot be lowered: each is found alone, and made an input of the rest."""
+"""A Relax module without the operators that cannot be lowered: each is found alone, and stands outside the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,28 +27,27 @@ def failing_operators(module: tvm.IRModule, lower: Lower) -> dict[Any, tuple[str
     return found
 
 
-def without(module: tvm.IRModule, variables: Any) -> tvm.IRModule:
-    """A module whose function ``main`` takes these variables as further parameters."""
+def without(module: tvm.IRModule, variables: Collection[Any]) -> tvm.IRModule:
+    """A module in which what these variables hold comes from a function outside, which there is none of."""
     from tvm import relax
     from tvm.relax.expr_functor import PyExprMutator, mutator
 
-    taken = {variable: relax.Var(variable.name, variable.ty) for variable in variables}
+    cut = set(variables)
 
     @mutator
-    class Cut(PyExprMutator):  # type: ignore[misc]
+    class Outside(PyExprMutator):  # type: ignore[misc]
         def visit_var_binding_(self, binding: Any) -> None:
-            if binding.var in taken:
-                self.set_var_remap(binding.var, taken[binding.var])
-            else:
-                super().visit_var_binding_(binding)
+            if binding.var in cut:
+                # What it reads stays in use, so that the kernels before it stay too.
+                arguments = [self.visit_expr(argument) for argument in binding.value.args]
+                call = relax.op.call_pure_packed("lorien.left_out", *arguments, ty_args=[binding.var.ty])
+                binding = relax.VarBinding(binding.var, call)
+            super().visit_var_binding_(binding)
 
-    main = module["main"]
-    cut = Cut(module)
-    body = cut.visit_expr(main.body)
-    rest = relax.Function([*main.params, *taken.values()], body, main.ret_ty, main.is_pure, main.attrs)
-    made = module.clone()
-    made.update_func(module.get_global_var("main"), rest)
-    return made
+    mutated = Outside(module)
+    name = module.get_global_var("main")
+    mutated.builder_.update_func(name, mutated.visit_expr(module["main"]))
+    return mutated.builder_.get()
 
 
 def _alone(call: Any) -> tvm.IRModule:

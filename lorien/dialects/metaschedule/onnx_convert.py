@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorien.dialects.metaschedule.limits import FILLED_BYTES
-from lorien.dialects.metaschedule.onnx_graph import count_of, nodes_of, reads
+from lorien.dialects.metaschedule.onnx_graph import count_of, is_numeric, nodes_of, packed, reads
 from lorien.dialects.metaschedule.onnx_limits import filled_bytes
 from lorien.dialects.metaschedule.onnx_prepare import has_converter
 from lorien.dialects.metaschedule.onnx_shapes import Walk
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_PASSES = 32
+MAX_PASSES = 64
 """Passes over one graph. Each finds all operators that fail, but for those that stop the front end altogether."""
 
 MAX_UNCOUNTED = 1 << 24
@@ -67,8 +67,8 @@ def convert(model: Any) -> tvm.IRModule:
     """
     nodes = list(model.graph.node)
     lacking = [_failure(at, node) for at, node in enumerate(nodes) if not all(map(has_converter, nodes_of([node])))]
-    if lacking:
-        raise Unconvertible(lacking, [])
+    if lacking or (failing := _reading_what_is_no_tensor(model)):
+        raise Unconvertible(lacking, [] if lacking else failing)
     types = Walk(model)
     types.run()
     importer = _importer_class()(types)
@@ -124,6 +124,11 @@ def cut(model: Any, failures: list[Failure]) -> tuple[Any, list[Failure]] | None
     rest.CopyFrom(model)
     del rest.graph.node[:], rest.graph.output[:]
     rest.graph.node.extend(kept)
+    numeric = [value for value in model.graph.input if is_numeric(value.type)]
+    held = [tensor for tensor in model.graph.initializer if tensor.name not in packed(model)]
+    del rest.graph.input[:], rest.graph.initializer[:]
+    rest.graph.initializer.extend(held)
+    rest.graph.input.extend(numeric)
     rest.graph.input.extend(onnx.ValueInfoProto(name=name, type=walk.types[name]) for name in dict.fromkeys(inputs))
     rest.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs))
     return rest, behind
@@ -145,6 +150,20 @@ def warnings_to_log() -> Iterator[None]:
         logger.debug("%s", warning.message)
 
 
+def _reading_what_is_no_tensor(model: Any) -> list[Failure]:
+    """Operators that read what TVM's importer cannot hold: texts, sequences, weights smaller than a byte."""
+    other = {value.name for value in model.graph.input if not is_numeric(value.type)}
+    small = packed(model)
+    failures = []
+    for at, node in enumerate(model.graph.node):
+        names = reads(node)
+        if names & small:
+            failures.append(Failure(at, node.op_type, node.name, "its weights are smaller than a byte"))
+        elif names & other:
+            failures.append(Failure(at, node.op_type, node.name, "it reads an input that is no tensor of numbers"))
+    return failures
+
+
 def _failure(at: int, node: Any, error: Exception | None = None) -> Failure:
     if error is not None:
         logger.debug("%s %s", node.op_type, node.name, exc_info=error)
@@ -152,15 +171,7 @@ def _failure(at: int, node: Any, error: Exception | None = None) -> Failure:
 
 
 def _is_tensor(walk: Walk, name: str) -> bool:
-    from tvm import DataType
-
-    if walk.shape(name) is None:
-        return False
-    try:
-        DataType(_dtype(walk, name))
-    except (ValueError, TypeError, RuntimeError, KeyError):
-        return False
-    return True
+    return walk.shape(name) is not None and is_numeric(walk.types[name])
 
 
 def _dtype(walk: Walk, name: str) -> str:
@@ -198,6 +209,7 @@ def _importer_class() -> Any:
             super().__init__({}, "float32")
             self._types = types
             self._inside = 0
+            self._open: set[str] = set()
             self.at: int | None = None
             self.node: Any = None
             self.failures: dict[int, Exception] = {}
@@ -207,23 +219,27 @@ def _importer_class() -> Any:
             return self.from_onnx(_Graph(model.graph, self), opset)
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
+            if not self._inside and self._open & reads(self.node):
+                return self._placeholder()  # behind one that failed, and cut out with it
             try:
                 self._check_size(op_name, [i for i in inputs if i is not None])
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:
-                names = list(self.node.output)
-                if self._inside or not all(_is_tensor(self._types, name) for name in names if name):
+                if self._inside or self.at is None:
                     raise
-                self.failures[self.at or 0] = error
-                zeros = [
-                    self.bb.emit(
-                        relax.op.zeros(self._types.shape(name), _dtype(self._types, name))
-                        if name
-                        else relax.op.zeros((1,), "float32")
-                    )
-                    for name in names
-                ]
-                return zeros[0] if len(zeros) == 1 else relax.Tuple(zeros)
+                self.failures[self.at] = error
+                return self._placeholder()
+
+        def _placeholder(self) -> Any:
+            """Zeros for the outputs of this node, in their shapes where these are known."""
+            zeros = []
+            for name in self.node.output:
+                known = bool(name) and _is_tensor(self._types, name)
+                if not known:
+                    self._open.add(name)
+                shape, dtype = (self._types.shape(name), _dtype(self._types, name)) if known else ((1,), "float32")
+                zeros.append(self.bb.emit(relax.op.zeros(shape, dtype)))
+            return zeros[0] if len(zeros) == 1 else relax.Tuple(zeros)
 
         def _convert_subgraph(self, bb: Any, graph: Any) -> Any:
             self._inside += 1

@@ -79,3 +79,25 @@ def filled(model: Any) -> Iterator[tuple[Any, list[int]]]:
 def kind_of(node: Any) -> int:
     """Element type of what a ``ConstantOfShape`` makes."""
     return next((attribute.t.data_type for attribute in node.attribute if attribute.name == "value"), _FLOAT)
+
+
+def is_numeric(kind: Any) -> bool:
+    """Whether a ``TypeProto`` is a tensor of numbers: no text, sequence, map or optional."""
+    import onnx
+
+    return (
+        kind.HasField("tensor_type")
+        and kind.tensor_type.elem_type in onnx.TensorProto.DataType.values()
+        and (
+            onnx.TensorProto.DataType.Name(kind.tensor_type.elem_type)
+            not in ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128")
+        )
+    )
+
+
+def packed(model: Any) -> set[str]:
+    """Names of the initializers whose elements are smaller than a byte."""
+    import onnx
+
+    name_of = onnx.TensorProto.DataType.Name
+    return {tensor.name for tensor in model.graph.initializer if name_of(tensor.data_type) in PACKED_BITS}

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, nodes_of
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, is_numeric, nodes_of, reads
 from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
 from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
@@ -69,6 +69,7 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = T
     for tensor in light.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
+    _drop_unread(light)
     return light
 
 
@@ -130,6 +131,20 @@ def _shell(model: Any) -> Any:
     shell.graph.input.extend(graph.input)
     shell.graph.output.extend(graph.output)
     return shell
+
+
+def _drop_unread(model: Any) -> None:
+    """Without the weights, and the inputs that are no tensors, that no node reads: TVM may not be able to hold them."""
+    graph = model.graph
+    read = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
+    unread = {tensor.name for tensor in graph.initializer} - read
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    inputs = [
+        value for value in graph.input if value.name in read or (value.name not in unread and is_numeric(value.type))
+    ]
+    del graph.initializer[:], graph.input[:]
+    graph.initializer.extend(weights)
+    graph.input.extend(inputs)
 
 
 def _inlined(model: Any) -> Any:

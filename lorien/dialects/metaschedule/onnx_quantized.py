@@ -47,6 +47,11 @@ class _Rewriter:
         for node in model.graph.node:
             if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t"):
                 self._constants[node.output[0]] = node.attribute[0].t
+        self._users: dict[str, list[Any]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._users.setdefault(name, []).append(node)
+        self._outputs = {value.name for value in model.graph.output}
         self._ranks = {name: len(tensor.dims) for name, tensor in self._constants.items()}
         self._made = 0
         self._prefix = "dequantized"
@@ -71,6 +76,12 @@ class _Rewriter:
         names = outputs or (self.name(),)
         self._nodes.append(onnx.helper.make_node(op, list(inputs), names, name=f"{names[0]}_{op}", **attributes))
         return names[0]
+
+    def becomes_float(self, name: str) -> bool:
+        """Whether all that read a value cast it to float."""
+        users = self._users.get(name, [])
+        casts = all(user.op_type == "Cast" and _attributes(user).get("to") == FLOAT for user in users)
+        return bool(users) and casts and name not in self._outputs
 
     def name(self) -> str:
         """A name that the model has not."""
@@ -165,8 +176,10 @@ def _conv_integer(make: _Rewriter, node: Any) -> None:
     # Sums of 8-bit products are exact in float32 up to 2^24, and good to 24 bits beyond.
     data = make.shifted(node.input[0], _input(node, 2))
     weight = make.shifted(node.input[1], _input(node, 3), axis=0)
-    made = make.emit("Conv", [data, weight], **_attributes(node))
-    make.emit("Cast", [made], node.output[0], to=INT32)
+    if make.becomes_float(node.output[0]):
+        make.emit("Conv", [data, weight], node.output[0], **_attributes(node))
+    else:
+        make.emit("Cast", [make.emit("Conv", [data, weight], **_attributes(node))], node.output[0], to=INT32)
 
 
 def _qlinear_matmul(make: _Rewriter, node: Any) -> None:
