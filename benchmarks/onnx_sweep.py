@@ -2,8 +2,8 @@
 
     python benchmarks/onnx_sweep.py --json sweep.json
 
-The models are those of the ``onnx`` package: about 1,900 of one operator or a few, 150 exports of old PyTorch layers and
-small networks, 9 image networks. Each is lowered in a child process, so that a crash is a result.
+The models are those of the ``onnx`` package: about 1,900 of one operator or a few, 150 exports of old PyTorch layers
+and small networks, 9 image networks. Each is lowered in a child process, so that a crash is a result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import onnx
 from pebble import ProcessExpired, ProcessPool
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 TARGET = "llvm"
 
 

@@ -140,7 +140,8 @@ def _bytes(kind: Any) -> int | None:
         if not isinstance(extent, tirx.IntImm):
             return None
         count *= int(extent)
-    return count * max(DataType(str(kind.dtype)).bits, 8) // 8
+    bits: int = DataType(str(kind.dtype)).bits
+    return count * max(bits, 8) // 8
 
 
 def _operations(kernel: tvm.tirx.PrimFunc) -> int:

@@ -93,8 +93,8 @@ def has_converter(node: Any) -> bool:
     if node.op_type not in (*_get_convert_map(), "If", "Constant"):
         return False
     if node.domain in ("", "ai.onnx"):
-        return node.op_type != "Attention"  # TVM's is ONNX Runtime's
-    return node.domain == MICROSOFT and (node.op_type == "Attention" or not _is_standard(node.op_type))
+        return bool(node.op_type != "Attention")  # TVM's is ONNX Runtime's
+    return bool(node.domain == MICROSOFT and (node.op_type == "Attention" or not _is_standard(node.op_type)))
 
 
 def _is_standard(op_type: str) -> bool:
@@ -105,32 +105,25 @@ def _is_standard(op_type: str) -> bool:
 
 
 def _without_weights(model: Any) -> tuple[Any, dict[str, Any]]:
-    """A copy in which large initializers have no data, and those with it: graphs are copied often, and ONNX's C++
-    parts take no more than 2 GB."""
+    """A copy in which large initializers have no data, and those with it.
+
+    Graphs are copied often, and ONNX's C++ parts take no more than 2 GB.
+    """
     import onnx
 
-    light, weights = onnx.ModelProto(), {}
-    light.CopyFrom(_shell(model))
+    light, weights = onnx.ModelProto(ir_version=model.ir_version), {}
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
         if count_of(tensor.dims) > MAX_ELEMENTS:
             weights[tensor.name] = tensor
             tensor = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         light.graph.initializer.add().CopyFrom(tensor)
     return light, weights
-
-
-def _shell(model: Any) -> Any:
-    import onnx
-
-    shell = onnx.ModelProto(ir_version=model.ir_version)
-    shell.opset_import.extend(model.opset_import)
-    shell.functions.extend(model.functions)
-    graph = model.graph
-    shell.graph.name = graph.name or "graph"
-    shell.graph.node.extend(graph.node)
-    shell.graph.input.extend(graph.input)
-    shell.graph.output.extend(graph.output)
-    return shell
 
 
 def _drop_unread(model: Any) -> None:
