@@ -162,6 +162,10 @@ def test_operators_that_onnx_defines_as_functions(tmp_path: Path, caplog: pytest
     )
     names = [w.name for w in extract_workloads(saved(tmp_path, attention), TARGET)]
     assert sum("matmul" in name for name in names) == 2
+    cached = [node("Attention", ["q", "k", "v", "", "p", "r"], ["y", "s", "t"])]  # no mask
+    decoder = model(cached, dict.fromkeys("qkvpr", (FLOAT, (1, 2, 4, 8))), ["y", "s", "t"], opset=23)
+    names = [w.name for w in extract_workloads(saved(tmp_path, decoder), TARGET)]
+    assert sum("matmul" in name for name in names) == 2
     assert convolutions(saved(tmp_path, between_convolutions([node("Celu", ["a"], ["b"], alpha=2.0)]))) == 2
     assert "left out" not in caplog.text
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorien.dialects.metaschedule.limits import FILLED_BYTES
-from lorien.dialects.metaschedule.onnx_graph import count_of, is_numeric, nodes_of, packed, reads
+from lorien.dialects.metaschedule.onnx_graph import count_of, is_numeric, nodes_of, opset_of, packed, reads
 from lorien.dialects.metaschedule.onnx_limits import filled_bytes
 from lorien.dialects.metaschedule.onnx_prepare import has_converter
 from lorien.dialects.metaschedule.onnx_shapes import Walk
@@ -215,8 +215,7 @@ def _importer_class() -> Any:
             self.failures: dict[int, Exception] = {}
 
         def convert(self, model: Any) -> tvm.IRModule:
-            opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-            return self.from_onnx(_Graph(model.graph, self), opset)
+            return self.from_onnx(_Graph(model.graph, self), opset_of(model))
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
             if not self._inside and self._open & reads(self.node):

@@ -37,6 +37,11 @@ def reads(node: Any) -> set[str]:
     return names
 
 
+def opset_of(model: Any) -> int:
+    """Version of ONNX's own operators."""
+    return next((int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+
+
 def count_of(shape: Iterable[int]) -> int:
     """Number of elements; exact, however many."""
     count = 1

@@ -8,15 +8,15 @@ that the workloads are the model's own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, is_numeric, nodes_of, reads
+from lorien.dialects.metaschedule.onnx_functions import inline_functions, inline_operators
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, is_numeric, opset_of, reads
 from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
 from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
 from lorien.dialects.metaschedule.onnx_weights import open_filled
-from lorien.errors import BadInput
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,9 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = T
     check_calls(model)
     light, weights = _without_weights(model)
     fix_inputs(light, shapes)
-    light = _upgraded(_inlined(light))
+    light = _upgraded(inline_functions(light))
     for _ in range(_ROUNDS):
-        functions = _convertible_functions(light)
-        if not functions:
-            break
-        light = inline_schema_functions(light, functions)
+        light = inline_operators(light, {node.op_type for node in light.graph.node if not has_converter(node)})
     dequantize(light)
     if not runs:
         open_filled(light)
@@ -71,19 +68,6 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = T
             tensor.CopyFrom(weights[tensor.name])
     _drop_unread(light)
     return light
-
-
-def inline_schema_functions(model: Any, names: Collection[str]) -> Any:
-    """A model with the bodies that ONNX gives these operators in their place; the same model where ONNX cannot."""
-    import onnx.inliner
-
-    try:
-        return onnx.inliner.inline_selected_functions(
-            model, [("", name) for name in sorted(names)], exclude=False, inline_schema_functions=True
-        )
-    except Exception as error:  # a body may need a type that is not known, and the inliner raises what it likes
-        logger.debug("%s not inlined: %s", ", ".join(sorted(names)), error)
-        return model
 
 
 def has_converter(node: Any) -> bool:
@@ -140,25 +124,11 @@ def _drop_unread(model: Any) -> None:
     graph.input.extend(inputs)
 
 
-def _inlined(model: Any) -> Any:
-    """With the model's own functions in the place of their calls."""
-    if not model.functions:
-        return model
-    import onnx.inliner
-
-    try:
-        return onnx.inliner.inline_local_functions(model, convert_version=True)
-    except Exception as error:
-        raise BadInput(
-            f"its functions cannot be put in the place of their calls: {error}. Fix: export the model without functions"
-        ) from error
-
-
 def _upgraded(model: Any) -> Any:
     """In a later opset, where TVM's converters take what this one says for something else."""
     import onnx
 
-    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+    version = opset_of(model)
     misread = version < _BROADCAST_BY_NUMPY or any(node.op_type in ("Upsample", "Resize") for node in model.graph.node)
     if version >= _UPGRADED or not misread:
         return model
@@ -168,17 +138,3 @@ def _upgraded(model: Any) -> Any:
         logger.debug("opset %d not upgraded: %s", version, error)
         return model
     return upgraded
-
-
-def _convertible_functions(model: Any) -> set[str]:
-    """Operators that TVM has no conversion for, but ONNX has a body."""
-    import onnx
-
-    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
-    names = set()
-    for node in nodes_of(model.graph.node):
-        if node.domain in ("", "ai.onnx") and not has_converter(node) and onnx.defs.has(node.op_type):
-            schema = onnx.defs.get_schema(node.op_type, version, "")
-            if schema.has_function or schema.has_context_dependent_function:
-                names.add(node.op_type)
-    return names
