@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +16,7 @@ from lorien.files import atomic_file
 from lorien.records import Workload
 
 if TYPE_CHECKING:
-    from lorien.dialects.base import LiveDialect
     from lorien.dialects.remote import Tracker
-    from lorien.target import Target
-
-logger = logging.getLogger(__name__)
 
 TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
 
@@ -57,6 +52,7 @@ def extract(
 ) -> None:
     """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
     from lorien.dialects import open_live_dialect, resolve_target
+    from lorien.dialects.apart import extracting
     from lorien.dialects.networks import network_names, plain_name
 
     try:
@@ -68,15 +64,15 @@ def extract(
         raise typer.BadParameter("give one model, and a name without +", param_hint="--network")
     names = network_names(models) if network is None else [network]
     named = dict(zip(names, models, strict=True))  # a file given twice counts once
-    live = open_live_dialect(dialect)
+    open_live_dialect(dialect)  # an unknown one is said first
     resolved = resolve_target(target, dialect)
     found: dict[str, Workload] = {}
     refused: dict[str, str] = {}
-    with progress("extracting") as update:
+    with extracting(dialect, resolved, shapes, allow_code=allow_code) as run, progress("extracting") as update:
         for index, (name, model) in enumerate(named.items()):
             update(index, len(named), model.name)
             try:
-                workloads = extract_named(live, model, name, resolved, shapes, allow_code=allow_code)
+                workloads = run(model, name)
             except LorienError as error:
                 refused[str(model)] = str(error)
                 err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -95,36 +91,6 @@ def extract(
         out.print(f"{len(kept)} workloads of {len(named) - len(refused)} models written to {output}")
     if refused:
         raise typer.Exit(1)
-
-
-def extract_named(
-    live: LiveDialect,
-    model: Path,
-    network: str,
-    target: Target,
-    shapes: dict[str, tuple[int, ...]],
-    *,
-    allow_code: bool,
-) -> list[Workload]:
-    """A model's workloads under the name of its network. Raises ``LorienError``, whatever the model does."""
-    import dataclasses
-
-    try:
-        workloads = live.extract(model, target, shapes, allow_code=allow_code)
-    except LorienError:
-        raise
-    except OSError as error:
-        raise LorienError(f"{model} cannot be read: {error}. Fix: check the file and its permissions") from error
-    except Exception as error:  # of a stranger's model: the other models of the command are kept
-        logger.debug("%s", model, exc_info=error)
-        raise LorienError(
-            f"{model} cannot be read, and Lorien did not expect why ({type(error).__name__}). "
-            "Fix: report it with the model; export it with other settings meanwhile"
-        ) from error
-    if not workloads:
-        raise LorienError(f"{model} has no workload that can be tuned. Fix: leave it out")
-    # A dialect without networks leaves them empty.
-    return [dataclasses.replace(w, networks=(network,)) if w.networks else w for w in workloads]
 
 
 @command

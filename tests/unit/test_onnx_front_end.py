@@ -94,6 +94,17 @@ def test_inputs_that_are_no_tensors(tmp_path: Path, kind: str, caplog: pytest.Lo
     assert "it reads an input that is no tensor of numbers" in caplog.text
 
 
+def test_inputs_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    middle = [node("Concat", ["", "a"], ["c"], axis=1), node("Relu", ["a"], ["b"])]  # TVM dies of it
+    path = saved(tmp_path, between_convolutions(middle))
+    assert convolutions(path) == 2
+    assert "ONNX operators Concat (an input is missing); left out" in caplog.text
+    with pytest.raises(BadInput, match=r"its operator Relu late reads c, which nothing before it makes\. Fix: export"):
+        load_model(
+            saved(tmp_path, between_convolutions([node("Relu", ["c"], ["b"], name="late"), node("Relu", ["a"], ["c"])]))
+        )
+
+
 def test_an_operator_that_does_not_lower_is_cut_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

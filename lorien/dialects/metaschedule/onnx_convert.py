@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MAX_PASSES = 64
 MAX_UNCOUNTED = 1 << 24
 """Elements, at most, of a constant whose shape ONNX does not infer: those in branches of an ``If``."""
 
+_OPERATOR_DUMP = re.compile(r"In ir\.Op\(.*support_level=\d+\), ")
+"""What TVM writes before its words on a wrong argument."""
 _INTERNAL = (AssertionError, AttributeError, IndexError, KeyError, NameError, RecursionError, TypeError)
 """Errors whose text says nothing to who made the model."""
 
@@ -67,7 +70,7 @@ def convert(model: Any) -> tvm.IRModule:
     """
     nodes = list(model.graph.node)
     lacking = [_failure(at, node) for at, node in enumerate(nodes) if not all(map(has_converter, nodes_of([node])))]
-    if lacking or (failing := _reading_what_is_no_tensor(model)):
+    if lacking or (failing := _unreadable(model)):
         raise Unconvertible(lacking, [] if lacking else failing)
     types = Walk(model)
     types.run()
@@ -137,7 +140,9 @@ def cut(model: Any, failures: list[Failure]) -> tuple[Any, list[Failure]] | None
 def reason_of(error: BaseException) -> str:
     """What an error says to people: its last line; nothing where that is about Python."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "" if isinstance(error, _INTERNAL) or not lines else lines[-1][:200].rstrip(".")
+    if isinstance(error, _INTERNAL) or not lines:
+        return ""
+    return _OPERATOR_DUMP.sub("", lines[-1])[:200].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -150,8 +155,9 @@ def warnings_to_log() -> Iterator[None]:
         logger.debug("%s", warning.message)
 
 
-def _reading_what_is_no_tensor(model: Any) -> list[Failure]:
-    """Operators that read what TVM's importer cannot hold: texts, sequences, weights smaller than a byte."""
+def _unreadable(model: Any) -> list[Failure]:
+    """Operators that read what TVM's importer cannot hold (texts, sequences, weights below a byte) or nothing."""
+    version = opset_of(model)
     other = {value.name for value in model.graph.input if not is_numeric(value.type)}
     small = packed(model)
     failures = []
@@ -161,7 +167,24 @@ def _reading_what_is_no_tensor(model: Any) -> list[Failure]:
             failures.append(Failure(at, node.op_type, node.name, "its weights are smaller than a byte"))
         elif names & other:
             failures.append(Failure(at, node.op_type, node.name, "it reads an input that is no tensor of numbers"))
+        elif _lacks_input(node, version):
+            failures.append(Failure(at, node.op_type, node.name, "an input is missing"))
     return failures
+
+
+def _lacks_input(node: Any, version: int) -> bool:
+    """Whether an input is left out that the operator must have. TVM's importer may crash on it."""
+    import onnx
+
+    try:
+        formal = onnx.defs.get_schema(node.op_type, version, node.domain).inputs
+    except onnx.defs.SchemaError:
+        return False
+    option = onnx.defs.OpSchema.FormalParameterOption
+    needed = [at for at, parameter in enumerate(formal) if parameter.option == option.Single]
+    if formal and formal[-1].option == option.Variadic:
+        needed.extend(range(len(formal) - 1, max(len(node.input), len(formal))))
+    return any(at >= len(node.input) or not node.input[at] for at in needed)
 
 
 def _failure(at: int, node: Any, error: Exception | None = None) -> Failure:

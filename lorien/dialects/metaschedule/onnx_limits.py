@@ -35,6 +35,18 @@ def check_weights(model: Any) -> None:
             )
 
 
+def check_order(model: Any) -> None:
+    """Raise ``BadInput`` for an operator that reads what nothing before it makes."""
+    made = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
+    for node in model.graph.node:
+        if missing := [name for name in node.input if name not in made]:
+            named = f"{node.op_type} {node.name}".strip()
+            raise BadInput(
+                f"its operator {named} reads {missing[0]}, which nothing before it makes. Fix: export it again"
+            )
+        made.update(node.output)
+
+
 def weight_bytes(model: Any) -> int:
     """Bytes of all tensors that came with the model, by their shapes: see ``check_weights``."""
     return sum(_wanted_bytes(tensor) or 0 for tensor in _tensors(model))

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorien.dialects.metaschedule.onnx_functions import inline_functions, inline_operators
 from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, is_numeric, opset_of, reads
-from lorien.dialects.metaschedule.onnx_limits import check_calls, check_weights
+from lorien.dialects.metaschedule.onnx_limits import check_calls, check_order, check_weights
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
 from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
 from lorien.dialects.metaschedule.onnx_weights import open_filled
@@ -48,12 +48,14 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = T
     Raises
     ------
     BadInput
-        Weights are not whole, functions call themselves, or constants take too much memory. The message lacks the path.
+        Weights are not whole, operators read what is not there, functions call themselves, or constants take too much
+        memory. The message lacks the path.
     Exception
         ONNX's own, on a graph that is none.
     """
     check_weights(model)
     check_calls(model)
+    check_order(model)
     light, weights = _without_weights(model)
     fix_inputs(light, shapes)
     light = _upgraded(inline_functions(light))
