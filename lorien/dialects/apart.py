@@ -40,21 +40,24 @@ def extracting(dialect: str, target: Target, shapes: Shapes, *, allow_code: bool
         def extract(model: Path, network: str) -> list[Workload]:
             future = pool.schedule(workloads_and_log, args=[dialect, model, network, target, shapes, allow_code])
             try:
-                workloads, error, records = future.result()
+                answer: tuple[list[Workload], LorienError | None, list[logging.LogRecord]] = future.result()
             except ProcessExpired as ended:
                 raise LorienError(
                     f"{model}: the compiler crashed on it ({_ended(ended.exitcode)}); the other models are kept. "
                     "Fix: export it anew, or in parts"
                 ) from ended
+            workloads, error, records = answer
             for record in records:
                 logging.getLogger(record.name).handle(record)
             if error is not None:
                 raise error
             return workloads
 
-        yield extract
-        pool.close()
-        pool.join()
+        try:
+            yield extract
+        except BaseException:  # an interrupt does not wait for the model at hand
+            pool.stop()
+            raise
 
 
 def workloads_and_log(

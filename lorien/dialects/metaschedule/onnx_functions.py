@@ -49,7 +49,8 @@ def inline_operators(model: Any, operators: set[str]) -> Any:
     inlined.CopyFrom(model)
     walk = Walk(inlined)
     walk.run()
-    version, bodies = opset_of(model), []
+    version = opset_of(model)
+    bodies: list[Any] = []
     for node in inlined.graph.node:
         if node.domain in ("", "ai.onnx") and node.op_type in operators:
             body = _body(node, version, walk)
