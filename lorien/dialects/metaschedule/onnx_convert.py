@@ -140,7 +140,7 @@ def cut(model: Any, failures: list[Failure]) -> tuple[Any, list[Failure]] | None
 def reason_of(error: BaseException) -> str:
     """What an error says to people: its last line; nothing where that is about Python."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, _INTERNAL) or not lines:
+    if isinstance(error, _INTERNAL) or not lines or "<class '" in lines[-1]:
         return ""
     return _OPERATOR_DUMP.sub("", lines[-1])[:200].rstrip(".")
 
