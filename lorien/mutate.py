@@ -16,8 +16,10 @@ and what it is at other values, is the dialect's to say: see ``Operator``.
 from __future__ import annotations
 
 import itertools
+import math
 import pkgutil
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,7 +39,17 @@ AXES = ("batch", "channels", "in_channels", "out_channels", "depth", "height", "
 """What an operator may have. ``channels`` alone is that of operators that keep them apart: pooling, depthwise."""
 GROUPS = {"channels": ("channels", "in_channels", "out_channels"), "spatial": ("depth", "height", "width", "length")}
 """Names in rules for several axes that take the same value or factor."""
+MAX_FILE_BYTES = 64 << 10
+MAX_EXTENT = 2**31 - 1
+MAX_POINTS = 2**50
+"""Of all axes multiplied: beyond it sizes of tensors no longer fit into TVM's integers."""
+MAX_COMBINATIONS = 100_000
+"""In one call. Each is a module that the dialect lowers."""
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_FACTOR = r"x([0-9]{1,12}(?:\.[0-9]{1,12})?|[0-9]{1,12}/[1-9][0-9]{0,11})"
+_SHOWN = 200
+"""Characters of foreign text in a message."""
 
 _RECOGNIZERS = {"metaschedule": "lorien.dialects.metaschedule.mutate:recognize"}
 
@@ -64,6 +76,11 @@ class Rule:
     match: re.Pattern[str]
     values: Mapping[str, tuple[Value, ...]]
 
+    @property
+    def combinations(self) -> int:
+        """How many choices it has, at most."""
+        return math.prod(map(len, self.values.values()))
+
     def choices(self, axes: Axes) -> Iterator[dict[str, Value]]:
         """Every combination of its values over those of these axes that it names; none when it names none of them."""
         named = {name: [axis for axis in GROUPS.get(name, (name,)) if axis in axes] for name in self.values}
@@ -87,21 +104,21 @@ class MutateReport:
 
 def load_rules(path: Path) -> list[Rule]:
     """The rules in a YAML file. Raises ``BadInput`` naming the rule that is none."""
-    import yaml
-
     try:
-        value = yaml.safe_load(path.read_bytes())
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}. Fix: give the path of a YAML file of rules") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise BadInput(f"{path} is larger than {MAX_FILE_BYTES >> 10} KiB: no file of rules. Fix: give fewer rules")
+    value = _read_yaml(path, text)
     if not isinstance(value, dict) or set(value) != {"version", "rules"} or not isinstance(value["rules"], list):
         raise BadInput(
             f"{path} is no file of rules. Fix: give it the two keys version: {RULES_VERSION} and rules: [...]"
         )
     if value["version"] != RULES_VERSION:
         raise BadInput(
-            f"{path} has rules of version {value['version']}, this Lorien reads {RULES_VERSION}. "
+            f"{path} has rules of version {_brief(value['version'])}, this Lorien reads {RULES_VERSION}. "
             "Fix: pip install --upgrade lorien, or write them as docs/workloads.md shows"
         )
     if not value["rules"]:
@@ -133,7 +150,18 @@ def mutate(
     -------
     MutateReport
         New workloads, each once, in the order of the workloads and the rules.
+
+    Raises
+    ------
+    BadInput
+        The rules have more combinations than ``MAX_COMBINATIONS`` for these workloads. Nothing has been made.
     """
+    asked = sum(rule.combinations for workload in workloads for rule in rules if rule.match.search(workload.name))
+    if asked > MAX_COMBINATIONS:
+        raise BadInput(
+            f"the rules have {asked} combinations for {len(workloads)} workloads; the limit is "
+            f"{MAX_COMBINATIONS}. Fix: give fewer values, or a narrower match"
+        )
     seen = {workload.key for workload in workloads}
     report = MutateReport()
     for done, workload in enumerate(workloads, 1):
@@ -170,6 +198,9 @@ def _mutate(
             for axis, value in axes.items()
             if value != operator.axes[axis]
         ]
+        extents = [value for value in axes.values() if isinstance(value, int)]
+        if max(extents, default=1) > MAX_EXTENT or math.prod(extents) > MAX_POINTS:
+            raise BadInput(f"an axis may have {MAX_EXTENT} entries, and all together {MAX_POINTS}")
         made = operator.at(axes, "_".join([workload.name, *changed])) if changed else workload
     except BadInput as error:
         report.invalid.append(f"{workload.name} at {label}: {error}")
@@ -198,21 +229,24 @@ def _shown(value: Value) -> str:
 
 def _rule(rule: Json) -> Rule:
     if not isinstance(rule, dict):
-        raise BadInput(f"{rule!r} is not a mapping of axes to values")
+        raise BadInput(f"{_brief(rule)} is not a mapping of axes to values")
     known = ("match", *dict.fromkeys((*GROUPS, *AXES)))
-    unknown = [str(name) for name in rule if name not in known]
+    unknown = [name if isinstance(name, str) else _brief(name) for name in rule if name not in known]
     if unknown:
-        raise BadInput(f"unknown name {', '.join(unknown)}; known: {', '.join(known)}")
+        raise BadInput(f"unknown name {', '.join(unknown)[:_SHOWN]}; known: {', '.join(known)}")
     for group, members in GROUPS.items():
         twice = [name for name in members if name != group and name in rule and group in rule]
         if twice:
             raise BadInput(f"{group} already gives {twice[0]} its values. Fix: keep one of the two")
+    pattern = rule.get("match", "")
+    if not isinstance(pattern, str):
+        raise BadInput(f"match {_brief(pattern)} is no text. Fix: give one regular expression, in quotes")
     try:
-        match = re.compile(str(rule.get("match", "")))
-    except re.error as error:
-        raise BadInput(f"match {rule['match']!r} is no regular expression: {error}") from None
+        match = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadInput(f"match {_brief(pattern)} is no regular expression: {error}") from None
     values = {
-        name: tuple(_value(name, item) for item in (given if isinstance(given, list) else [given]))
+        name: tuple(dict.fromkeys(_value(name, item) for item in (given if isinstance(given, list) else [given])))
         for name, given in rule.items()
         if name != "match"
     }
@@ -225,10 +259,47 @@ def _value(name: str, item: Json) -> Value:
     if name == "dtype":
         if item in DTYPES:
             return str(item)
-        raise BadInput(f"dtype {item!r} is none of {', '.join(DTYPES)}")
-    if isinstance(item, int) and not isinstance(item, bool) and item > 0:
+        raise BadInput(f"dtype {_brief(item)} is none of {', '.join(DTYPES)}")
+    if isinstance(item, int) and not isinstance(item, bool) and 0 < item <= MAX_EXTENT:
         return item
-    factor = re.fullmatch(r"x(\d+(?:\.\d+)?|\d+/[1-9]\d*)", item) if isinstance(item, str) else None
+    factor = re.fullmatch(_FACTOR, item) if isinstance(item, str) else None
     if factor and Fraction(factor[1]) > 0:
         return Fraction(factor[1])
-    raise BadInput(f"{name} {item!r} is neither an extent such as 8 nor a factor such as x2, x0.5 or x1/3")
+    raise BadInput(
+        f"{name} {_brief(item)} is neither an extent such as 8 nor a factor such as x2, x0.5 or x1/3; "
+        f"an extent is at most {MAX_EXTENT}, a factor has at most 12 digits"
+    )
+
+
+def _read_yaml(path: Path, text: bytes) -> Json:
+    """The value of a YAML text. Aliases share what they name; merge keys, which copy it, are refused."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise yaml.constructor.ConstructorError(None, None, "<< is not allowed in rules", node.start_mark)
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())[:_SHOWN]
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except Exception:  # its constructors raise what they like on numbers, dates and tagged values
+        reason = "a number, a date or a tagged value in it is none, or too long"
+    raise BadInput(f"{path} is not YAML: {reason}. Fix: write it as docs/workloads.md shows")
+
+
+class _Brief(reprlib.Repr):
+    """A value for a message, however large: aliases make lists of lists that no memory holds written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring = 3, _SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        return str(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+
+
+_brief = _Brief().repr

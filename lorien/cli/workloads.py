@@ -47,25 +47,32 @@ def extract(
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
     ] = False,
     dialect: Annotated[str, typer.Option(help="Framework to tune with: metaschedule, halide.")] = "metaschedule",
+    network: Annotated[str | None, typer.Option(help="Name of the one model's network [default: its file's].")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the tuning tasks of models. A model that cannot be read is reported; the others are kept."""
     from lorien.dialects import open_live_dialect, resolve_target
+    from lorien.dialects.apart import extracting
+    from lorien.dialects.networks import network_names, plain_name
 
     try:
         pattern = re.compile(match) if match else None
     except re.error as error:
         raise typer.BadParameter(f"{match!r} is no regular expression: {error}", param_hint="--match") from None
     shapes = parse_shapes(shape or [])
-    live = open_live_dialect(dialect)
+    if network is not None and (len(models) > 1 or not network or network != plain_name(network)):
+        raise typer.BadParameter("give one model, and a name without +", param_hint="--network")
+    names = network_names(models) if network is None else [network]
+    named = dict(zip(names, models, strict=True))  # a file given twice counts once
+    open_live_dialect(dialect)  # an unknown one is said first
     resolved = resolve_target(target, dialect)
     found: dict[str, Workload] = {}
     refused: dict[str, str] = {}
-    with progress("extracting") as update:
-        for index, model in enumerate(models):
-            update(index, len(models), model.name)
+    with extracting(dialect, resolved, shapes, allow_code=allow_code) as run, progress("extracting") as update:
+        for index, (name, model) in enumerate(named.items()):
+            update(index, len(named), model.name)
             try:
-                workloads = live.extract(model, resolved, shapes, allow_code=allow_code)
+                workloads = run(model, name)
             except LorienError as error:
                 refused[str(model)] = str(error)
                 err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -76,12 +83,12 @@ def extract(
     if heaviest is not None:
         kept = sorted(kept, key=lambda w: -(w.flop or 0.0) * w.weight)[:heaviest]
     if not kept:
-        fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(models)} models refused")
+        fail(f"no workload to write: {len(found)} found, {len(refused)} of {len(named)} models refused")
     write_workloads(output, kept)
     if as_json:
         emit({"workloads": len(kept), "found": len(found), "output": str(output), "refused": refused})
     else:
-        out.print(f"{len(kept)} workloads of {len(models) - len(refused)} models written to {output}")
+        out.print(f"{len(kept)} workloads of {len(named) - len(refused)} models written to {output}")
     if refused:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,57 @@ def test_rules_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         load_rules(path)
     assert str(path) in str(caught.value)
+
+
+ALIASES = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20))
+MERGES = "".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"version: 1\nrules: [{{batch: x{'9' * 400}}}]", "batch 'x999.* is neither an extent .* at most 12 digits"),
+        (f"version: 1\nrules: [{{batch: x0.{'0' * 400}1}}]", "batch 'x0.000.* is neither"),
+        (f"version: 1\nrules: [{{batch: x1/{'9' * 400}}}]", "batch 'x1/999.* is neither"),
+        (f"version: 1\nrules: [{{batch: {'9' * 400}}}]", "batch a number of 1329 bits is neither"),
+        (f"version: 1\nrules: [{{batch: {'9' * 5000}}}]", "is not YAML: a number"),
+        (f"version: 1\nrules: [{{batch: [[0x{'f' * 9999}]]}}]", r"batch \[a number of 39996 bits\] is neither"),
+        ("version: 1\nrules: [{batch: 2147483648}]", "batch 2147483648 is neither .* an extent is at most 2147483647"),
+        ("version: 1\nrules: [{batch: [.nan]}]", "batch nan is neither"),
+        ("version: 1\nrules: [{batch: [.inf]}]", "batch inf is neither"),
+        (f"version: 1\nrules: [{{batch: {':'.join(['1'] * 9999)}}}]", "batch a number of .* bits is neither"),
+        ("version: 1\nrules: [{batch: !!int ''}]", "is not YAML: a number, a date or a tagged value"),
+        ("version: 1\nrules: [{batch: !!bool maybe}]", "is not YAML: a number, a date or a tagged value"),
+        ("version: 1\nrules: [{match: [conv], batch: 2}]", r"match \['conv'\] is no text"),
+        ("version: 1\nrules: [{match: null, batch: 2}]", "match None is no text"),
+        ("version: 1\nrules: [{match: 'a{99999999999}', batch: 2}]", "is no regular expression"),
+        (f"rules: []\nversion:\n- &a0 [x, x]\n{ALIASES}", "has rules of version"),
+        ("version: 1\nrules: &r [*r]", "is not a mapping"),
+        (f"m0: &m0 {{a: 1}}\n{MERGES}", "is not YAML: << is not allowed in rules"),
+        ("version: 1\nrules:\n" + "- batch: 8\n" * 9999, "is larger than 64 KiB"),
+    ],
+)
+def test_rules_that_ask_for_too_much(tmp_path: Path, text: str, message: str) -> None:
+    started_s = time.process_time()
+    with pytest.raises(BadInput, match=message) as caught:
+        load_rules(write(tmp_path, text))
+    assert len(str(caught.value)) < 4000
+    assert time.process_time() - started_s < 5
+
+
+def test_sizes_and_combinations_have_limits(tmp_path: Path) -> None:
+    given = [kernel(lambda b, x, w: relax.op.matmul(x, w), (1, 8), (8, 4), name="dense")]
+    rules = load_rules(write(tmp_path, "version: 1\nrules: [{batch: [x999999999999, x1/999999999999]}]"))
+    report = mutate(given, rules)
+    assert not report.workloads
+    assert "an axis may have 2147483647 entries, and all together 1125899906842624" in report.invalid[0]
+    assert "no whole number of at least 1" in report.invalid[1]
+    rules = load_rules(write(tmp_path, "version: 1\nrules: [{batch: 2147483647, channels: 2147483647}]"))
+    assert "an axis may have" in mutate(given, rules).invalid[0]
+    values = list(range(1, 400))
+    rules = load_rules(write(tmp_path, f"version: 1\nrules: [{{batch: {values}, channels: {values}}}]"))
+    with pytest.raises(BadInput, match="the rules have 159201 combinations for 1 workloads; the limit is 100000"):
+        mutate(given, rules)
 
 
 def test_rules_that_cannot_be_read(tmp_path: Path) -> None:

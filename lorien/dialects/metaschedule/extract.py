@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorien.dialects.metaschedule.frontends import Shapes, load_model
+from lorien.dialects.metaschedule.intrin import register_intrinsics
+from lorien.dialects.metaschedule.limits import check_folding, check_ranges
+from lorien.dialects.metaschedule.lowering import failing_operators, without
+from lorien.dialects.metaschedule.onnx_convert import reason_of
 from lorien.dialects.metaschedule.workload import tvm_target, workload_of
 from lorien.errors import BadInput
 from lorien.records import Workload
@@ -17,13 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HOST = Target("llvm")
+
 
 def extract_workloads(
     model: Path, target: Target, shapes: Shapes | None = None, *, allow_code: bool = False
 ) -> list[Workload]:
     """Distinct workloads of a model, in the order MetaSchedule finds them.
 
-    ONNX operators that TVM's front end lacks are warned of by name; the workloads of the others are kept.
+    Operators that TVM cannot convert or lower are warned of by name; the workloads of the others are kept.
 
     Parameters
     ----------
@@ -37,19 +44,33 @@ def extract_workloads(
     Raises
     ------
     BadInput, MissingExtra
-        As ``load_model`` does; ``BadInput`` also when an operator cannot be lowered.
+        As ``load_model`` does; ``BadInput`` also when nothing is left, or its constants take too much to compute.
     """
     module = load_model(model, shapes, allow_code=allow_code, cut=True)
-    return workloads_in(lower_model(module, target, str(model)), target, model.stem)
+    return workloads_in(lower_model(module, target, str(model), cut=True), target, model.stem)
 
 
-def lower_model(module: tvm.IRModule, target: Target, model: str) -> tvm.IRModule:
-    """``lower``, with ``BadInput`` that names the model where TVM cannot."""
+def lower_model(module: tvm.IRModule, target: Target, model: str, *, cut: bool = False) -> tvm.IRModule:
+    """``lower``, with ``BadInput`` that names the model and the operators where TVM cannot.
+
+    With ``cut`` these operators are left out, with a warning. What is left holds the model's other kernels, and is no
+    model to run.
+    """
     try:
         return lower(module, target)
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from None
     except Exception as error:  # legalizing calls operator code that checks its arguments as it likes
-        reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
-        raise BadInput(f"{model}: TVM cannot lower it: {reason}. Fix: export it without that operator") from error
+        failing = failing_operators(module, partial(lower, target=target))
+        names = ", ".join(dict.fromkeys(name for name, _ in failing.values()))
+        reason = reason_of(error)
+        said = (
+            f"{model}: TVM cannot lower {f'the operators {names}' if names else 'it'}{f' ({reason})' if reason else ''}"
+        )
+        if not cut or not failing:
+            raise BadInput(f"{said}. Fix: export it without {'them' if names else 'its rare operators'}") from error
+    logger.warning("%s; left out", said)
+    return lower_model(without(module, failing), target, model)
 
 
 def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Workload]:
@@ -69,14 +90,23 @@ def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Wo
 
 
 def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` tunes."""
+    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` tunes.
+
+    Raises
+    ------
+    BadInput
+        To fold its constants would take too much memory or time. The message lacks the path.
+    Exception
+        TVM's own, for an operator that cannot be lowered.
+    """
     from tvm import relax
     from tvm.ir.transform import Sequential
 
-    passes = Sequential(
+    # FoldConstant builds for the host, whose build imports the intrinsics of all devices unless some are there: 27 s.
+    register_intrinsics(HOST)
+    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps()])
+    fuse = Sequential(
         [
-            relax.transform.DecomposeOpsForInference(),
-            relax.transform.LegalizeOps(),
             relax.transform.FoldConstant(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
@@ -84,10 +114,16 @@ def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
         ]
     )
     with tvm_target(target):
-        return passes(module)
+        check_ranges(module)
+        legalized = legalize(module)
+        check_folding(legalized)
+        return fuse(legalized)
 
 
 def _is_static(module: tvm.IRModule) -> bool:
     from tvm.tirx import IntImm
 
-    return all(isinstance(extent, IntImm) for param in module["main"].params for extent in param.ty.shape)
+    # A scalar parameter is a size: it has no shape, and a value only at run time.
+    return all(
+        isinstance(extent, IntImm) for param in module["main"].params for extent in getattr(param.ty, "shape", (None,))
+    )

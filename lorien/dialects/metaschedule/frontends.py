@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import runpy
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorien.dialects.metaschedule.onnx_shapes import cut_operators, fold_shapes
+from lorien.dialects.metaschedule.onnx_convert import (
+    MAX_PASSES,
+    Unconvertible,
+    convert,
+    cut,
+    reason_of,
+    warnings_to_log,
+)
+from lorien.dialects.metaschedule.onnx_graph import is_numeric
+from lorien.dialects.metaschedule.onnx_prepare import prepare
 from lorien.dialects.metaschedule.workload import BUILD, require_tvm
 from lorien.errors import BadInput, MissingExtra
 
@@ -20,7 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LFS_POINTER = b"version https://git-lfs.github.com/"
 Shapes = dict[str, tuple[int, ...]]
+_NAMED = 8
+"""Operators that one message names."""
 
 FORMATS = {
     ".onnx": "an ONNX model",
@@ -46,14 +54,14 @@ def load_model(
     allow_code : bool
         Also load the formats in ``RUNS_CODE``.
     cut : bool
-        Leave out of an ONNX model the operators that TVM's front end lacks, with a warning that names them. What is
-        left holds the model's other kernels, and is no model to run.
+        Leave out of an ONNX model the operators that TVM's front end lacks or fails on, with a warning that names them.
+        What is left holds the model's other kernels, and is no model to run.
 
     Raises
     ------
     BadInput
-        No such format, a broken file, code that is not allowed, an open input without a shape, or an operator that
-        TVM's front end lacks; the message names it.
+        No such format, a broken file, code that is not allowed, an open input without a shape, constants that take too
+        much memory, or an operator that TVM's front end lacks or fails on; the message names it.
     MissingExtra
         The package that reads the format is not installed.
     """
@@ -77,24 +85,60 @@ def load_model(
 def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
     proto = _read_onnx(model)
     constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name: value.type.tensor_type for value in proto.graph.input if value.name not in constants}
+    inputs = {
+        value.name: value.type.tensor_type
+        for value in proto.graph.input
+        if value.name not in constants and is_numeric(value.type)
+    }
     _check_shapes(model, {name: _onnx_dims(tensor) for name, tensor in inputs.items()}, shapes)
     try:
-        folded = fold_shapes(proto, {name: shape for name, shape in shapes.items() if name in inputs})
+        prepared = prepare(proto, {name: shape for name, shape in shapes.items() if name in inputs}, runs=not cut)
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from None
     except Exception as error:  # onnx.load takes any graph, nodes without their inputs among them
-        raise BadInput(f"{model} is not a valid ONNX graph: {_reason(error)}. Fix: export it again") from error
-
-    from tvm.error import OpNotImplemented
-
+        reason = reason_of(error)
+        raise BadInput(
+            f"{model} is not a valid ONNX graph{': ' * bool(reason)}{reason}. Fix: export it again"
+        ) from error
     try:
-        return _convert_onnx(model, folded)
-    except OpNotImplemented as error:
-        lacking = sorted(name.strip() for name in str(error).rpartition(":")[2].split(","))
-        rest = cut_operators(folded, lacking) if cut else None
-        if rest is None:
-            raise BadInput(_unsupported(model, "ONNX operators", ", ".join(lacking))) from None
-    logger.warning("%s: TVM has no conversion for the ONNX operators %s; left out", model, ", ".join(lacking))
-    return _convert_onnx(model, rest)
+        return _convert_rest(model, prepared) if cut else convert(prepared)
+    except Unconvertible as error:
+        raise BadInput(_refusal(model, error)) from error
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from error
+
+
+def _convert_rest(model: Path, prepared: Any) -> tvm.IRModule:
+    """What of a model can be converted, with a warning about what cannot."""
+    for _ in range(MAX_PASSES):
+        try:
+            return convert(prepared)
+        except Unconvertible as error:
+            left = cut(prepared, [*error.lacking, *error.failing])
+            if left is None:
+                raise
+            prepared, behind = left
+            if error.lacking:
+                names = ", ".join(sorted({failure.op_type for failure in error.lacking}))
+                logger.warning("%s: TVM has no conversion for the ONNX operators %s; left out", model, names)
+            if error.failing:
+                names = ", ".join(map(str, error.failing[:_NAMED]))
+                more = f" and {len(error.failing) - _NAMED} more" * (len(error.failing) > _NAMED)
+                logger.warning("%s: TVM cannot convert the ONNX operators %s%s; left out", model, names, more)
+            if behind:
+                logger.warning(
+                    "%s: %d operators behind them have inputs whose shapes are not known; left out", model, len(behind)
+                )
+    raise BadInput(f"TVM's front end still fails without {MAX_PASSES} sets of operators. Fix: export the model again")
+
+
+def _refusal(model: Path, error: Unconvertible) -> str:
+    if error.lacking:
+        return _unsupported(model, "ONNX operators", ", ".join(sorted({failure.op_type for failure in error.lacking})))
+    return (
+        f"{model}: TVM cannot convert the ONNX operators {', '.join(map(str, error.failing[:_NAMED]))}. "
+        "Fix: export the model without them, or extract its other parts as models of their own"
+    )
 
 
 def _onnx_dims(tensor: Any) -> list[int | str] | None:
@@ -102,24 +146,6 @@ def _onnx_dims(tensor: Any) -> list[int | str] | None:
     if not tensor.HasField("shape"):
         return None
     return [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in tensor.shape.dim]
-
-
-def _convert_onnx(model: Path, proto: Any) -> tvm.IRModule:
-    from tvm.error import OpNotImplemented
-    from tvm.relax.frontend.onnx import from_onnx
-
-    said = io.StringIO()  # the front end prints the operator it fails on instead of raising it
-    try:
-        with contextlib.redirect_stdout(said), _warnings_to_log():
-            return from_onnx(proto)
-    except OpNotImplemented:
-        raise
-    except Exception as error:  # a converter may raise anything on a graph it did not expect
-        hint = said.getvalue().partition(", with inputs")[0].replace("Error converting", "").strip()
-        raise BadInput(
-            f"{model}: TVM cannot convert the ONNX {hint or 'graph'}: {_reason(error)}. "
-            "Fix: check the sizes given with --shape, or export it without that operator"
-        ) from error
 
 
 def _read_onnx(model: Path) -> Any:
@@ -130,15 +156,23 @@ def _read_onnx(model: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.load(str(model))
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise BadInput(
-            f"{model} is not an ONNX model, or not whole: {error}. "
-            "Fix: export it, or copy it with its data files, again"
-        ) from None
+        proto = onnx.load(str(model), load_external_data=False)
+    except (OSError, DecodeError, ValueError) as error:
+        raise BadInput(f"{model} is not an ONNX model, or not whole: {error}. Fix: {_whole_again(model)}") from None
     if not proto.graph.node:
-        raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: export it, or copy it, again")
+        raise BadInput(f"{model} holds no ONNX graph: it is empty or cut short. Fix: {_whole_again(model)}")
+    try:
+        onnx.load_external_data_for_model(proto, str(model.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        # A file of weights that is missing, short (a pointer of Git LFS) or elsewhere on this machine.
+        raise BadInput(f"{model} is not whole: {error}. Fix: copy it with its data files again") from None
     return proto
+
+
+def _whole_again(model: Path) -> str:
+    with model.open("rb") as file:
+        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    return "it is a pointer of Git LFS: git lfs pull" if pointer else "export it, or copy it with its data files, again"
 
 
 def _read_exported_program(model: Path) -> tvm.IRModule:
@@ -149,7 +183,7 @@ def _read_exported_program(model: Path) -> tvm.IRModule:
     from tvm.relax.frontend.torch import from_exported_program
 
     try:
-        with _warnings_to_log():
+        with warnings_to_log():
             program = torch.export.load(model)
     except Exception as error:  # zip, JSON, pickle and schema errors alike
         raise BadInput(
@@ -157,7 +191,7 @@ def _read_exported_program(model: Path) -> tvm.IRModule:
             "Fix: save it again with torch.export.save"
         ) from error
     try:
-        with _warnings_to_log():
+        with warnings_to_log():
             return from_exported_program(program)
     except Exception as error:  # a converter may raise anything on a graph it did not expect
         unsupported = str(error).partition("Unsupported function types")[2].strip(" []{}")
@@ -257,12 +291,3 @@ def _unsupported(model: Path, kind: str, names: str) -> str:
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__} {error}".strip().splitlines()[-1]
-
-
-@contextlib.contextmanager
-def _warnings_to_log() -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        logger.debug("%s", warning.message)

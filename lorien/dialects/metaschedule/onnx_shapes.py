@@ -1,4 +1,4 @@
-"""ONNX graphs made ready for TVM: shapes computed in the graph become constants, operators it lacks are cut out.
+"""Sizes that an ONNX graph computes become constants, once its inputs are static.
 
 TVM's front end wants these sizes as constants. Simplifiers give them, and rewrite the operators as well (onnxslim makes
 Gemm of MatMul and Add): the workloads would not be those of the model. Here operators stay as they are.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-logger = logging.getLogger(__name__)
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, reads
+from lorien.dialects.metaschedule.onnx_limits import ConstantBudget
 
-MAX_ELEMENTS = 1024
-"""Larger constants are data, not sizes: they stay with the nodes that make them."""
+logger = logging.getLogger(__name__)
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _WITH_BRANCHES = ("If", "Loop", "Scan")
+_STRING = 8  # onnx.TensorProto.STRING
 _Array = npt.NDArray[Any]
 
 
@@ -30,7 +31,7 @@ def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     Parameters
     ----------
     model : onnx.ModelProto
-        A model whose initializers are loaded.
+        Its initializers may lack their data where they are larger than ``MAX_ELEMENTS``.
     shapes : mapping of str to tuple of int
         Static shapes by input name; they take the place of what the model declares.
 
@@ -38,80 +39,58 @@ def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     -------
     onnx.ModelProto
         A copy. Branches of an ``If`` whose condition is constant are put in its place.
+
+    Raises
+    ------
+    BadInput
+        What depends on constants only would take too much memory; nothing of it has been computed.
     """
     import onnx
 
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
+    fix_inputs(folded, shapes)
     graph = folded.graph
-    for value in graph.input:
-        if value.name in shapes:
-            value.type.tensor_type.shape.CopyFrom(
-                onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
-            )
-    walk = _Walk(folded)
+    walk = Walk(folded)
     nodes = walk.run()
     del graph.node[:], graph.value_info[:]  # declared for the open shapes
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in _reads(node)} | {value.name for value in graph.output}
+    used = {name for node in nodes for name in reads(node)} | {value.name for value in graph.output}
     graph.initializer.extend(
         onnx.numpy_helper.from_array(array, name) for name, array in walk.made.items() if name in used
     )
     return folded
 
 
-def cut_operators(model: Any, lacking: Collection[str]) -> Any:
-    """A model without the operators named: what they gave becomes inputs, what they took becomes outputs.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        Static, from ``fold_shapes``.
-    lacking : collection of str
-        Types of operators.
-
-    Returns
-    -------
-    onnx.ModelProto or None
-        A copy; None when nothing is left, or what an operator gives has no shape that ONNX can infer.
-    """
+def fix_inputs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give, in place, inputs of a model these shapes."""
     import onnx
 
-    walk = _Walk(model)
-    walk.run()
-    kept = [node for node in model.graph.node if node.op_type not in lacking]
-    made = {name for node in kept for name in node.output}
-    read = {name for node in kept for name in _reads(node)}
-    cut = [node for node in model.graph.node if node.op_type in lacking]
-    inputs = sorted(read & {name for node in cut for name in node.output if name})
-    outputs = sorted(made & ({name for node in cut for name in node.input} | {o.name for o in model.graph.output}))
-    if not outputs or any(walk.shape(name) is None for name in inputs):
-        return None
-    rest = onnx.ModelProto()
-    rest.CopyFrom(model)
-    del rest.graph.node[:], rest.graph.output[:]
-    rest.graph.node.extend(kept)
-    rest.graph.input.extend(onnx.ValueInfoProto(name=name, type=walk.types[name]) for name in inputs)
-    rest.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return rest
+    for value in model.graph.input:
+        if value.name in shapes:
+            fixed = onnx.helper.make_tensor_type_proto(0, shapes[value.name]).tensor_type.shape
+            value.type.tensor_type.shape.CopyFrom(fixed)
 
 
-class _Walk:
+class Walk:
     """One pass over the nodes in order, with the type of every value and the constants among them."""
 
     def __init__(self, model: Any) -> None:
         import onnx
 
+        self._budget = ConstantBudget(model)
         self._model = model
         self._versions = {opset.domain: opset.version for opset in model.opset_import}
         self.types: dict[str, Any] = {value.name: value.type for value in model.graph.input}
         self._constants: dict[str, _Array] = {}
         self.made: dict[str, _Array] = {}
         """Constants that are outputs of nodes now left out."""
+        self._fixed = {tensor.name for tensor in model.graph.initializer}
+        """Names of values that depend on constants only, whatever their size."""
         self._pending = deque(model.graph.node)
         for tensor in model.graph.initializer:
             self.types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-            if np.prod(tensor.dims) <= MAX_ELEMENTS:
+            if count_of(tensor.dims) <= MAX_ELEMENTS:
                 self._constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
 
     def run(self) -> list[Any]:
@@ -126,10 +105,22 @@ class _Walk:
             values = self._evaluate(node)
             if values is None:
                 kept.append(node)
+                self._count(node)
             else:
                 self._constants.update(values)
                 self.made.update(values)
+                self._fixed.update(values)
         return kept
+
+    def _count(self, node: Any) -> None:
+        """Charge what TVM will compute of a node that is kept."""
+        if node.op_type in (*_RANDOM, *_WITH_BRANCHES) or not all(name in self._fixed for name in node.input if name):
+            return
+        names = [name for name in node.output if name]
+        self._fixed.update(names)
+        if node.op_type != "Constant":  # which is in the file
+            known = [name for name in names if name in self.types]
+            self._budget.spend(node, [(self.types[name].tensor_type.elem_type, self.shape(name)) for name in known])
 
     def _inline(self, node: Any) -> None:
         import onnx
@@ -147,14 +138,13 @@ class _Walk:
     def _infer(self, node: Any) -> None:
         import onnx
 
-        # A branch reads values of the graph around it, any other node its inputs only.
-        names = self.types if node.op_type in _WITH_BRANCHES else node.input
+        around = reads(node) & self.types.keys()  # branches read values of the graph around them
         try:
             self.types.update(
                 onnx.shape_inference.infer_node_outputs(
                     onnx.defs.get_schema(node.op_type, self._versions[node.domain], node.domain),
                     node,
-                    {name: self.types[name] for name in names if name},
+                    {name: self.types[name] for name in (*node.input, *around) if name},
                     {
                         n: onnx.numpy_helper.from_array(self._constants[n], n)
                         for n in node.input
@@ -176,13 +166,15 @@ class _Walk:
                 return None
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
             part = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
-            value = part if node.op_type == "Shape" else np.prod(shape)
+            value = part if node.op_type == "Shape" else count_of(shape)
             return {node.output[0]: np.asarray(value, dtype=np.int64)}
         sizes = [self.shape(name) for name in node.output if name]
-        if any(size is None or np.prod(size) > MAX_ELEMENTS for size in sizes):
+        if any(size is None or count_of(size) > MAX_ELEMENTS for size in sizes):
             return None
         if any(name and name not in self._constants for name in node.input):
             return None
+        if any(self.types[name].tensor_type.elem_type == _STRING for name in (*node.input, *node.output) if name):
+            return None  # one element of text may be of any length
         return self._run(node)
 
     def _run(self, node: Any) -> dict[str, _Array] | None:
@@ -216,13 +208,3 @@ class _Walk:
             return None
         dims = tensor.shape.dim
         return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
-
-
-def _reads(node: Any) -> set[str]:
-    """Names a node reads, in its branches too."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            names |= _reads(inner)
-        names |= {value.name for value in attribute.g.output}
-    return names
