@@ -247,10 +247,12 @@ def build(
 def _compile(model: Model, schedules: Mapping[str, Candidate], library: Path) -> None:
     try:
         model.build(schedules, library)
-    except Exception as error:  # a compiler and its linker raise anything
+    except LorienError:
+        raise
+    except Exception as error:  # a linker raises anything
         reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
         raise LorienError(
-            f"the model cannot be compiled: {reason}. "
+            f"the library cannot be linked: {reason}. "
             "Fix: lorien doctor builds a kernel here; another machine's target needs its linker"
         ) from error
 

@@ -26,6 +26,7 @@ from lorien.dialects.remote import DeviceLost, SessionBroken, Tracker
 from lorien.errors import BadInput, LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
+from lorien.tune.compare import compare_outputs, load_outputs, save_outputs
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ _DETAIL_CHARS = 500
 LOOKS = ((1, 0.002, 4.0), (2, 0.004, 2.0), (3, 0.01, 1.25))
 """What a candidate goes through before full repeats: so many repeats of so many seconds, and how many times the best
 latency known it may take. A run alone says little: threads that wake up late have made one twice as long."""
-_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}
-"""Largest difference allowed, in parts of the largest value, by bytes of a float: schedules reorder sums."""
 
 
 def prepare(fd: int) -> None:
@@ -166,7 +165,7 @@ def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurem
 
     def run() -> Measurement:
         if job["expected"] is not None:
-            wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
+            wrong = compare_outputs(dialect.outputs(workload, library, target), _load(job["expected"]))
             if wrong:
                 return Measurement(Outcome.WRONG_RESULT, detail=wrong)
         for repeat, min_repeat_s, slack in looks:
@@ -186,12 +185,9 @@ def _timed(latencies_s: list[float]) -> Measurement:
 
 
 def _expect(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
-    import numpy as np
-
     def expect() -> None:
         found = dialect.outputs(Workload.from_json(job["workload"]), Path(job["library"]), target)
-        # As float64, which holds them all: numpy's files do not keep the names of bfloat16 and its like.
-        np.savez(job["expected"], *[tensor.astype(np.float64) for tensor in found])
+        save_outputs(Path(job["expected"]), found)
 
     return _attempt(expect, Outcome.RUN_ERROR)
 
@@ -216,20 +212,4 @@ def _attempt(work: Callable[[], Measurement | None], failure: Outcome) -> Measur
 
 @functools.lru_cache(maxsize=1)
 def _load(expected: str) -> list[npt.NDArray[Any]]:
-    import numpy as np
-
-    with np.load(expected) as tensors:
-        return [tensors[name] for name in tensors.files]
-
-
-def _difference(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> str:
-    import numpy as np
-
-    for index, (tensor, right) in enumerate(zip(found, expected, strict=True)):
-        tolerance = 0.0 if tensor.dtype.kind in "iub" else _TOLERANCE[tensor.dtype.itemsize]
-        value = tensor.astype(np.float64)
-        scale = float(np.nanmax(np.abs(right), initial=0.0))
-        if not np.allclose(value, right, rtol=0.0, atol=tolerance * scale, equal_nan=True):
-            worst = float(np.nanmax(np.abs(value - right), initial=0.0))
-            return f"tensor {index} is off by {worst:.3g} where the default schedule's largest value is {scale:.3g}"
-    return ""
+    return load_outputs(Path(expected))
