@@ -1,8 +1,9 @@
 """Whether two builds of the same computation gave the same outputs: one comparison for kernels and for networks.
 
-A schedule may reorder sums, fuse a product with a sum, and replace exp by a polynomial. So floats may differ, and how much
-follows from what a sum adds up: a value near zero that is left of large terms has the error of those terms. A value
-that is small for another reason, as the channel of a small filter, has not. Only the second kind is held to its own size.
+A schedule may reorder sums, fuse a product with a sum, and replace exp by a polynomial. So floats may differ, and how
+much follows from what a sum adds up: a value near zero that is left of large terms has the error of those terms. A
+value that is small for another reason, as the channel of a small filter, has not. Only the second kind is held to its
+own size.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ def compare_outputs(
 ) -> str:
     """Where tensors differ by more than rounding.
 
-    Number, shapes and element types are the same; infinities (with their signs) and NaN are in the same places; integers
-    are equal, but for a few that are off by one where floats were rounded to them. Of floats, each element, each
-    slice along each axis, and each band of magnitudes that chance does not explain is within its tolerance.
+    Number, shapes and element types are the same; infinities (with their signs) and NaN are in the same places;
+    integers are equal, but for a few that are off by one where floats were rounded to them. Of floats, each element,
+    each slice along each axis, and each band of magnitudes that chance does not explain is within its tolerance.
 
     Parameters
     ----------
