@@ -45,6 +45,8 @@ EVEN_SHARE = 0.5
 """Of the budget, what is spread evenly; the rest goes by operations. A light workload left to its default schedule can
 cost more than a heavy one made a little better."""
 MIN_SEARCH_S = 0.3
+OVERRUN, MIN_SHARE_S = 2.0, 3.0
+"""A workload is ended after so many times its share, and not before so many seconds."""
 BUILD_TIMEOUT_S = 10.0
 RUN_TIMEOUT_S = 600.0
 REPEAT, MIN_REPEAT_S = 5, 0.2
@@ -169,8 +171,8 @@ def build(
     shapes : dict of str to tuple of int, optional
         Shapes of the inputs that the model leaves open.
     budget_s : float
-        Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. The workload at hand
-        is finished: it may run over by some seconds.
+        Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. What takes longer is
+        ended, a few seconds later where there is nothing to answer with yet.
     check : bool
         Run the library beside an unscheduled build and compare the outputs. Needs the target to be this machine.
     run : bool
@@ -293,7 +295,8 @@ def _choose(
         return [_because(choice, reason) for choice in missing]
     started_s = time.monotonic()
     # First, so that the children warm up while the model loads.
-    with Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer:
+    config = MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)
+    with Measurer("metaschedule", target, config, models=models) as measurer:
         try:
             ranker = load_ranker(models, target, "metaschedule")
         except UnknownTarget as error:
@@ -322,9 +325,17 @@ def _rank(
         search_s = min(SEARCH_S, max(MIN_SEARCH_S, SEARCH_SHARE * share_s))
         top_k = max(1, min(TOP_K, int((share_s - search_s) / VERIFY_S)))
         deliverer = Deliverer(
-            target, database=database, ranker=ranker, measurer=measurer, top_k=top_k, search_s=search_s
+            target,
+            database=database,
+            ranker=ranker,
+            measurer=measurer,
+            top_k=top_k,
+            search_s=search_s,
+            searcher=measurer,
         )
-        answer = deliverer.deliver(choice.workload, fresh=True)
+        # One that takes longer than its share is ended before it has that of all others.
+        until_s = min(budget.deadline_s, time.monotonic() + max(OVERRUN * share_s, MIN_SHARE_S))
+        answer = deliverer.deliver(choice.workload, fresh=True, until_s=until_s)
         why = "; ".join(filter(None, (choice.why, answer.note)))
         yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why)
 

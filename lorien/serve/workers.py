@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ R = TypeVar("R")
 JOBS_PER_CHILD = 1000
 """After so many a child is replaced: compilers leak."""
 EXIT_S = 5.0
+ANSWER_SHARE = 0.75
+"""Of the seconds an answer may take, when verifying is ended: an answer of less is better than none."""
 _SEND = "see that the candidates are of this workload, and send fewer at a time"
 
 
@@ -53,7 +56,9 @@ class Workers:
     """
 
     def __init__(self, count: int, backlog: int, config: ServeConfig) -> None:
-        setup = _Setup(config.models, config.database, config.device, config.search_s, config.reload_s)
+        setup = _Setup(
+            config.models, config.database, config.device, config.search_s, config.reload_s, config.timeout_s
+        )
         self._children = [_Child(setup) for _ in range(count)]
         self._idle = list(self._children)
         self._free = asyncio.Semaphore(count)
@@ -171,6 +176,7 @@ class _Setup:
     device: Target | None
     search_s: float
     reload_s: float
+    timeout_s: float
 
 
 _setups: list[_Setup] = []
@@ -200,7 +206,7 @@ def deliver(workload: Workload, target: Target, top_k: int, verify: bool) -> Del
         top_k=top_k,
         search_s=setup.search_s,
     )
-    return deliverer.deliver(workload)
+    return deliverer.deliver(workload, until_s=time.monotonic() + ANSWER_SHARE * setup.timeout_s)
 
 
 def _judged(work: Callable[[], R]) -> R:

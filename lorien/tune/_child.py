@@ -28,6 +28,7 @@ from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune.compare import compare_outputs, load_outputs, save_outputs
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
+from lorien.tune.search_job import search
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -50,14 +51,20 @@ latency known it may take. A run alone says little: threads that wake up late ha
 def prepare(fd: int) -> None:
     """Load the framework, then be forked as often as the socket ``fd`` asks, until the parent is gone.
 
-    A message with two descriptors, the child's wire and its log, asks for a child, and its process is the answer; a
-    process asks for that child's exit code.
+    The first message names the dialect, the second is the set-up of the children. Then a message with two descriptors,
+    the child's wire and its log, asks for a child, and its process is the answer; a process asks for that child's exit
+    code.
     """
     control = socket.socket(fileno=fd)
-    setup = orjson.loads(control.recv(MESSAGE_BYTES))
+    name = control.recv(MESSAGE_BYTES).decode()
     _few_threads()
     with contextlib.suppress(Exception):  # each child meets it again, and can tell
-        open_live_dialect(setup["dialect"]).warm_up(Target.parse(setup["target"]))
+        open_live_dialect(name).framework()
+    setup = control.recv(MESSAGE_BYTES)
+    if not setup:
+        return
+    with contextlib.suppress(Exception):
+        open_live_dialect(name).warm_up(Target.parse(orjson.loads(setup)["target"]))
     gc.collect()
     gc.freeze()  # what is shared stays shared
     while True:
@@ -192,10 +199,15 @@ def _expect(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measu
     return _attempt(expect, Outcome.RUN_ERROR)
 
 
+def _search(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
+    return _attempt(lambda: search(dialect, target, job), Outcome.UNKNOWN_ERROR)
+
+
 _JOBS: dict[str, Callable[[LiveDialect, Target, dict[str, Json]], Measurement | None]] = {
     "build": _build,
     "run": _run,
     "expect": _expect,
+    "search": _search,
 }
 
 
