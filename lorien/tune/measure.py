@@ -32,7 +32,7 @@ from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
-from lorien.tune.deadline import Deadline
+from lorien.tune.deadline import GRACE_S, Deadline
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 from lorien.tune.nursery import Forked, Nursery, spawn
 from lorien.tune.search_job import SPENT, Found, load_found
@@ -328,7 +328,7 @@ class Measurer:
         CPU seconds; those of one that was killed or lost are how long it was waited for.
         """
         config, deadline = self._config, deadline or Deadline()
-        timeout_s = {"build": config.build_timeout_s, "run": config.run_timeout_s}.get(do, deadline.left_s)
+        timeout_s = {"build": config.build_timeout_s, "run": config.run_timeout_s}.get(do, deadline.left_s + GRACE_S)
         waiting = deque(jobs.items())
         judge: Judge = OnceMore() if do != "run" or self._farm is None else self._farm.judge()
         while True:

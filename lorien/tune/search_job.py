@@ -48,10 +48,11 @@ def search(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> None:
     rows: dict[str, npt.NDArray[np.float32]] = {}
     answer: dict[str, Json]
     try:
-        ranker = _ranker(job["models"], target, dialect.name)
+        workload = Workload.from_json(job["workload"])
+        ranker = _ranker(job["models"], target, workload.dialect)
         hints = ranker.hints
         found = dialect.search(
-            Workload.from_json(job["workload"]),
+            workload,
             target,
             job["count"],
             ranker.guide,
