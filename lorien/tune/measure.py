@@ -328,7 +328,9 @@ class Measurer:
         CPU seconds; those of one that was killed or lost are how long it was waited for.
         """
         config, deadline = self._config, deadline or Deadline()
-        timeout_s = {"build": config.build_timeout_s, "run": config.run_timeout_s}.get(do, deadline.left_s + GRACE_S)
+        # A search ends at its deadline, and that is no failure of its own.
+        timeouts_s = {"build": config.build_timeout_s, "search": deadline.left_s + GRACE_S}
+        timeout_s = timeouts_s.get(do, config.run_timeout_s)
         waiting = deque(jobs.items())
         judge: Judge = OnceMore() if do != "run" or self._farm is None else self._farm.judge()
         while True:

@@ -103,7 +103,6 @@ def test_an_answer_in_time_is_the_default_and_says_why(models: str) -> None:
             assert deliverer.deliver(workload()).source is Source.RANKED
             late = deliverer.deliver(workload("hang"), spent_s=60)
             assert (late.source, late.candidate, late.note) == (Source.DEFAULT, DEFAULT, SPENT)
-            assert (late.latency_s is not None) == verify  # the default was verified
             crashed = deliverer.deliver(workload("segfault"))
             assert crashed.source is Source.DEFAULT
             assert "SIGSEGV" in crashed.note
