@@ -26,7 +26,7 @@ from lorien.dialects.remote import DeviceLost, SessionBroken, Tracker
 from lorien.errors import BadInput, LorienError
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
-from lorien.tune.compare import compare_outputs, load_outputs, save_outputs
+from lorien.tune.compare import KERNEL, compare_outputs, load_outputs, save_outputs
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
 from lorien.tune.search_job import search
 
@@ -172,7 +172,7 @@ def _run(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurem
 
     def run() -> Measurement:
         if job["expected"] is not None:
-            wrong = compare_outputs(dialect.outputs(workload, library, target), _load(job["expected"]))
+            wrong = _difference(dialect.outputs(workload, library, target), _load(job["expected"]))
             if wrong:
                 return Measurement(Outcome.WRONG_RESULT, detail=wrong)
         for repeat, min_repeat_s, slack in looks:
@@ -225,3 +225,7 @@ def _attempt(work: Callable[[], Measurement | None], failure: Outcome) -> Measur
 @functools.lru_cache(maxsize=1)
 def _load(expected: str) -> list[npt.NDArray[Any]]:
     return load_outputs(Path(expected))
+
+
+def _difference(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> str:
+    return compare_outputs(found, expected, KERNEL, reference="the default schedule", what="tensor")

@@ -67,6 +67,18 @@ NETWORK = Tolerance(
     group={8: 1e-2, 4: 5e-2, 2: 0.4, 1: 0.6},
 )
 """Of a whole model: a network adds up what its workloads' schedules reorder."""
+IMPORTED = Tolerance(
+    relative={8: 1e-4, 4: 1e-2, 2: 0.1, 1: 0.5},
+    absolute={8: 1e-5, 4: 1e-3, 2: 0.1, 1: 0.5},
+    group={8: 0.1, 4: 0.1, 2: 0.5, 1: 0.7},
+)
+"""Of a model under another framework: its operators are other programs, and no reordered ones."""
+QUANTISED = Tolerance(
+    relative=dict.fromkeys(_ROUNDING, 0.25),
+    absolute=dict.fromkeys(_ROUNDING, 0.25),
+    group=dict.fromkeys(_ROUNDING, 0.5),
+)
+"""The same of a model that rounds to integers inside: what is rounded the other way is a step off, and steps add up."""
 
 
 class _Rules(NamedTuple):
@@ -87,16 +99,17 @@ class _Rules(NamedTuple):
 def compare_outputs(
     found: Sequence[Tensor],
     expected: Sequence[Tensor],
-    tolerance: Tolerance = KERNEL,
+    tolerance: Tolerance,
     *,
-    reference: str = "the default schedule",
-    what: str = "tensor",
+    reference: str,
+    what: str,
 ) -> str:
     """Where tensors differ by more than rounding.
 
     Number, shapes and element types are the same; infinities (with their signs) and NaN are in the same places;
-    integers are equal, but for a few that are off by one where floats were rounded to them. Of floats, each element,
-    each slice along each axis, and each band of magnitudes that chance does not explain is within its tolerance.
+    integers are equal, but for a few of 8 or 16 bits off by one where floats were rounded to them. Of floats, each
+    element, each slice along each axis, and each band of magnitudes that chance does not explain is within its
+    tolerance.
 
     Parameters
     ----------
@@ -122,11 +135,13 @@ def compare_outputs(
         if np.array_equal(value, right):  # the inputs, among what a kernel gives back
             continue
         if _is_integer(right):
-            difference = _integers(value, right, rounded)
+            difference = _integers(value, right, reference, rounded)
         else:
-            difference = _differing(_floats(value), _floats(right), _Rules.of(tolerance, right.dtype), expected)
+            difference = _differing(
+                _floats(value), _floats(right), _Rules.of(tolerance, right.dtype), reference, expected
+            )
         if difference:
-            return f"{name} {difference} in {reference}"
+            return f"{name} {difference}"
     return ""
 
 
@@ -157,7 +172,8 @@ def _largest(values: _Floats) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def _integers(value: Tensor, right: Tensor, rounded: bool) -> str:
+def _integers(value: Tensor, right: Tensor, reference: str, rounded: bool) -> str:
+    rounded = rounded and right.dtype.kind in "iu" and right.dtype.itemsize <= 2  # wider ones count or point
     if value.dtype.kind not in "iu":  # bool, and four bits
         value, right = value.astype(np.int8), right.astype(np.int8)
     gap = np.where(value > right, value - right, right - value)
@@ -165,16 +181,17 @@ def _integers(value: Tensor, right: Tensor, rounded: bool) -> str:
     if not off.any() or (rounded and not (off & (gap != 1)).any() and off.sum() <= max(1.0, _RARE * gap.size)):
         return ""
     at = _position(off.argmax(), off.shape)
-    return f"differs in {int(off.sum())} of {off.size} integers, first at {at}: {value[at]} where it is {right[at]}"
+    first = f"first at {at}: {value[at]} where {reference} has {right[at]}"
+    return f"differs in {int(off.sum())} of {off.size} integers, {first}"
 
 
-def _differing(value: _Floats, right: _Floats, rules: _Rules, expected: Sequence[Tensor]) -> str:
+def _differing(value: _Floats, right: _Floats, rules: _Rules, reference: str, expected: Sequence[Tensor]) -> str:
     value, right = np.atleast_1d(value), np.atleast_1d(right)
     for kind in (np.isnan, np.isposinf, np.isneginf):
         off = kind(value) != kind(right)
         if off.any():
             at = _position(off.argmax(), off.shape)
-            return f"is {value[at]:.4g} at {at} where it is {right[at]:.4g}"
+            return f"is {value[at]:.4g} at {at} where {reference} has {right[at]:.4g}"
     finite = np.isfinite(right)
     value, right = np.where(finite, value, 0.0), np.where(finite, right, 0.0)
     error, size = np.abs(value - right), np.abs(right)
@@ -187,15 +204,15 @@ def _differing(value: _Floats, right: _Floats, rules: _Rules, expected: Sequence
     excess = error - rules.relative * size - (rules.absolute * scale if scale else noise)
     if (excess > 0.0).any():
         at = _position(excess.argmax(), excess.shape)
-        return f"is off by {error[at]:.3g} at {at} where the largest value is {scale:.3g}"
+        return f"is off by {error[at]:.3g} where {reference}'s largest value is {scale:.3g}"
     zeros = (right == 0.0) & (error > noise)
     if zeros.sum() > max(1.0, _RARE * zeros.size):
         at = _position(zeros.argmax(), zeros.shape)
-        return f"has {int(zeros.sum())} values, first {value[at]:.3g} at {at}, that are zero"
-    return _slices(error, size, rules.group) or _bands(error, size, rules.group)
+        return f"has {int(zeros.sum())} values, first {value[at]:.3g} at {at}, where {reference} has zero"
+    return _slices(error, size, rules.group, reference) or _bands(error, size, rules.group, reference)
 
 
-def _slices(error: _Floats, size: _Floats, tolerance: float) -> str:
+def _slices(error: _Floats, size: _Floats, tolerance: float, reference: str) -> str:
     """A row, a channel or the like that is wrong as a whole, however small its values are beside the others'."""
     for axis in range(size.ndim):
         others = tuple(other for other in range(size.ndim) if other != axis)
@@ -205,11 +222,12 @@ def _slices(error: _Floats, size: _Floats, tolerance: float) -> str:
         if wrong.any():
             at = int(wrong.argmax())
             largest = np.take(size, at, axis).max()
-            return f"is off by {off[at] / norm[at]:.0%} in slice {at} of axis {axis}, of values up to {largest:.3g}"
+            where = f"slice {at} of axis {axis}, where {reference}'s largest value is {largest:.3g}"
+            return f"is off by {off[at] / norm[at]:.0%} in {where}"
     return ""
 
 
-def _bands(error: _Floats, size: _Floats, tolerance: float) -> str:
+def _bands(error: _Floats, size: _Floats, tolerance: float, reference: str) -> str:
     """Small values of which there are too many to be left of larger ones by chance, wrong as a whole.
 
     Sums whose terms cancel have a smooth density at zero: of them, ``_BAND_BITS`` bits fewer leave as many times fewer
@@ -224,8 +242,8 @@ def _bands(error: _Floats, size: _Floats, tolerance: float) -> str:
         sure = count * math.log(count / by_chance) - count + by_chance if count > by_chance > 0.0 else math.inf * count
         off, norm = float(error[here].sum()), float(size[here].sum())
         if count > by_chance and sure > _SURE and off > tolerance * norm:
-            largest = f"up to {size[here].max():.3g} where the largest is {size.max():.3g}"
-            return f"is off by {off / norm:.0%} in {count} values {largest}"
+            where = f"{count} values of up to {size[here].max():.3g}, where {reference}'s largest is {size.max():.3g}"
+            return f"is off by {off / norm:.0%} in {where}"
         by_chance = (by_chance + _CROWDED * count) * 2.0**-_BAND_BITS
     return ""
 
