@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,8 @@ import numpy.typing as npt
 Tensor = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float64]
 
-_ROUNDING = {8: 2.0**-52, 4: 2.0**-23, 2: 2.0**-10, 1: 2.0**-3}
-"""Relative rounding by bytes of a float; the sixteen bits of bfloat16 and the eight of E5M2 round more coarsely."""
-_NOISE = 16
-"""Roundings of the largest value: what an exact zero may become."""
+_ZERO = {8: 2.0**-48, 4: 2.0**-19, 2: 2.0**-6, 1: 0.5}
+"""Sixteen roundings (of float16; bfloat16's are coarser)."""
 _RARE = 1e-3
 """Share of the elements of a tensor that may be such, or an integer that was rounded the other way."""
 _FEWEST = 8
@@ -48,11 +46,14 @@ class Tolerance:
         In parts of the largest finite value of the tensor. An element may differ by the sum of both.
     group : mapping of int to float
         Sum of the differences in a slice, or in a band of small values, in parts of the sum of their magnitudes.
+    zero : mapping of int to float
+        What an exact zero may become, in parts of the largest value of all tensors.
     """
 
     relative: Mapping[int, float]
     absolute: Mapping[int, float]
     group: Mapping[int, float]
+    zero: Mapping[int, float] = field(default_factory=lambda: _ZERO)
 
 
 KERNEL = Tolerance(
@@ -74,9 +75,10 @@ IMPORTED = Tolerance(
 )
 """Of a model under another framework: its operators are other programs, and no reordered ones."""
 QUANTISED = Tolerance(
-    relative=dict.fromkeys(_ROUNDING, 0.25),
-    absolute=dict.fromkeys(_ROUNDING, 0.25),
-    group=dict.fromkeys(_ROUNDING, 0.5),
+    relative=dict.fromkeys(_ZERO, 0.25),
+    absolute=dict.fromkeys(_ZERO, 0.25),
+    group=dict.fromkeys(_ZERO, 0.5),
+    zero=dict.fromkeys(_ZERO, 0.25),
 )
 """The same of a model that rounds to integers inside: what is rounded the other way is a step off, and steps add up."""
 
@@ -87,12 +89,12 @@ class _Rules(NamedTuple):
     relative: float
     absolute: float
     group: float
-    rounding: float
+    zero: float
 
     @classmethod
     def of(cls, tolerance: Tolerance, dtype: np.dtype[Any]) -> _Rules:
         size_bytes = dtype.itemsize
-        by_bytes = (tolerance.relative, tolerance.absolute, tolerance.group, _ROUNDING)
+        by_bytes = (tolerance.relative, tolerance.absolute, tolerance.group, tolerance.zero)
         return cls(*(rule[size_bytes] for rule in by_bytes))
 
 
@@ -200,7 +202,7 @@ def _differing(value: _Floats, right: _Floats, rules: _Rules, reference: str, ex
     scale = float(size.max())
     # What was added up to zero, only the other tensors tell.
     largest = max(_largest(_floats(tensor)) for tensor in expected if not _is_integer(tensor))
-    noise = _NOISE * rules.rounding * largest
+    noise = rules.zero * largest
     excess = error - rules.relative * size - (rules.absolute * scale if scale else noise)
     if (excess > 0.0).any():
         at = _position(excess.argmax(), excess.shape)

@@ -64,7 +64,7 @@ def evaluate(model: Path, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Tenso
     feeds = {}
     for value, shape in zip(inputs, shapes, strict=True):
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        feeds[value.name] = random_tensor(rng, list(shape), str(kind))
+        feeds[value.name] = np.asarray(random_tensor(rng, list(shape), str(kind)))
     quantised = any(name.startswith(_QUANTISING) for name in operators)
     return list(_tensors(_run(model, proto, feeds))), quantised
 
