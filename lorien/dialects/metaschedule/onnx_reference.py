@@ -17,7 +17,16 @@ from lorien.errors import BadInput
 Tensor = npt.NDArray[Any]
 
 RUNTIME = "ONNX Runtime"
-_DRAWING = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_TRAINING = "Dropout of training"
+_DRAWING = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    _TRAINING,
+}
 _QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 """Operators (or how their names begin) that round floats to integers."""
 
@@ -56,6 +65,10 @@ def evaluate(model: Path, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Tenso
     operators = set(_operators(proto.graph))
     if drawn := operators & _DRAWING:
         raise BadInput(f"it draws random numbers ({', '.join(sorted(drawn))})")
+    for value in proto.graph.output:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT)
+        if kind.isbuiltin != 1:
+            raise BadInput(f"its output {value.name} is of {kind}, which NumPy lacks")
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
     if len(inputs) != len(shapes):
@@ -86,7 +99,8 @@ def _run(model: Path, proto: Any, feeds: dict[str, Tensor]) -> Any:
 
 def _operators(graph: Any) -> Iterator[str]:
     for node in graph.node:
-        yield node.op_type
+        # Dropout that is told whether it trains may do so.
+        yield _TRAINING if node.op_type == "Dropout" and len(node.input) > 2 else node.op_type
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from _operators(inner)
