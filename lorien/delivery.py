@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorien.database import open_database
-from lorien.dialects import open_live_dialect
+from lorien.dialects import open_live_dialect, resolve_target
 from lorien.errors import UnknownTarget
 from lorien.models import load_ranker
 from lorien.records import Candidate, Measurement, TuningRecord, Workload
-from lorien.tune.measure import Measurer
+from lorien.tune.deadline import GRACE_S
+from lorien.tune.measure import MeasureConfig, Measurer
+from lorien.tune.search_job import SPENT, Found
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -127,6 +129,8 @@ class Deliverer:
         The performance model; without one every miss is answered with the default schedule.
     measurer : Measurer, optional
         Builds and runs; without one nothing is verified.
+    searcher : Measurer, optional
+        Searches where there is a moment to end at, in a child of its own: a search here ends by itself alone.
     top_k : int, optional
         Candidates to verify; None for as many as the model's confidence asks for, ``AUTO_MOST`` at most.
     search_s : float, optional
@@ -147,18 +151,22 @@ class Deliverer:
         search_s: float | None = SEARCH_S,
         budget_s: float | None = None,
         seed: int = 0,
+        searcher: Measurer | None = None,
     ) -> None:
         self.target = target
         self._database = database
         self._ranker = ranker
         self._measurer = measurer
+        self._searcher = searcher
         self._top_k = top_k
         self._search_s = search_s
         self._budget_s = budget_s
         self._verify_s = VERIFY_S
         self._seed = seed
 
-    def deliver(self, workload: Workload, *, fresh: bool = False, spent_s: float = 0.0) -> Delivery:
+    def deliver(
+        self, workload: Workload, *, fresh: bool = False, spent_s: float = 0.0, until_s: float = math.inf
+    ) -> Delivery:
         """The best schedule that can be had for a workload.
 
         Parameters
@@ -169,6 +177,9 @@ class Deliverer:
             Whether to leave the database unasked.
         spent_s : float
             Seconds of ``budget_s`` that are spent already.
+        until_s : float
+            Moment of ``time.monotonic`` at which search and verifying are ended, where the budget ends no earlier. What
+            has nothing to answer with gets a few seconds more.
 
         Raises
         ------
@@ -182,21 +193,24 @@ class Deliverer:
         if hit is not None:
             return hit
         deadline_s = None if self._budget_s is None else started_s - spent_s + self._budget_s
-        candidates, rows = self._search(workload, deadline_s)
-        default = Candidate(None)
-        ranked, confident_k = self._first(workload, candidates, rows)
+        until_s = min(until_s, math.inf if deadline_s is None else deadline_s)
+        found = self._search(workload, deadline_s, until_s)
+        candidates, default = found.candidates, Candidate(None)
+        ranked, confident_k = self._first(workload, candidates, found.rows)
         by_default: Measurement | None = None
         measured: Sequence[Measurement | None] = [None] * len(ranked)
         disturbance = ""
         if self._measurer is not None:
             with self._measurer.measuring() as contention:
-                by_default, measured = self._verify(self._measurer, workload, default, ranked, deadline_s)
+                by_default, measured = self._verify(self._measurer, workload, default, ranked, deadline_s, until_s)
             disturbance = str(contention)
         default_s = by_default.latency_s if by_default else None
         # What the budget had no time for was not tried.
-        trials = tuple(Trial(candidate, result) for candidate, result in zip(ranked, measured, strict=False))
-        source, chosen, latency_s, note = self._choose(trials, default, default_s)
-        if len(trials) < len(ranked):
+        pairs = zip(ranked, measured, strict=False)
+        trials = tuple(Trial(*pair) for pair in pairs if pair[1] is None or pair[1].detail != SPENT)
+        why = found.note or (SPENT if ranked and not trials else "")
+        source, chosen, latency_s, note = self._choose(trials, default, default_s, why)
+        if 0 < len(trials) < len(ranked):
             note = "; ".join(filter(None, [note, f"the budget ended after {len(trials)} of {len(ranked)} candidates"]))
         # The default is worth an entry only where it won: as one of the n best it would take the place of a schedule.
         self._commit(workload, ([Trial(default, by_default)] if source is Source.DEFAULT else []) + list(trials))
@@ -239,27 +253,32 @@ class Deliverer:
             time.monotonic() - started_s,
         )
 
-    def _search(self, workload: Workload, deadline_s: float | None) -> tuple[Sequence[Candidate], _Rows]:
+    def _search(self, workload: Workload, deadline_s: float | None, until_s: float) -> Found:
         """Candidates, best first, and the features of those that the search tells."""
-        rows: _Rows = {}
         if self._ranker is None:
-            return (), rows
+            return Found()
         search_s = self._search_s
+        tried = 0 if self._measurer is None else 1 + (self._top_k or TOP_K)
         if deadline_s is not None:
-            tried = 0 if self._measurer is None else 1 + (self._top_k or TOP_K)
             search_s = max(MIN_SEARCH_S, deadline_s - time.monotonic() - tried * self._verify_s)
+        count = AUTO_MOST if self._top_k is None else 4 * self._top_k
+        if self._searcher is not None and until_s < math.inf:
+            # The default is still to be verified then.
+            end_s = max(until_s - (self._verify_s if tried else 0.0), time.monotonic() + GRACE_S)
+            return self._searcher.search(workload, count, seed=self._seed, budget_s=search_s, until_s=end_s)
+        rows: _Rows = {}
         dialect = open_live_dialect(workload.dialect)
         hints = self._ranker.hints
         candidates = dialect.search(
             workload,
             self.target,
-            AUTO_MOST if self._top_k is None else 4 * self._top_k,
+            count,
             self._ranker.guide,
             seed=self._seed,
             budget_s=search_s,
             **(hints | {"rows": rows} if hints else {}),
         )
-        return candidates, rows
+        return Found(candidates, rows)
 
     def _first(
         self, workload: Workload, candidates: Sequence[Candidate], rows: _Rows
@@ -291,6 +310,7 @@ class Deliverer:
         default: Candidate,
         ranked: Sequence[Candidate],
         deadline_s: float | None,
+        until_s: float = math.inf,
     ) -> tuple[Measurement, Sequence[Measurement]]:
         """Measurements of the default and of the ranked in order; of the first few alone when time is up after them.
 
@@ -311,7 +331,7 @@ class Deliverer:
                 if not count:
                     break
             batch = [*ranked[len(measured) :][:count], *([default] if by_default is None else [])]
-            results = measurer.measure(workload, batch, best_s=best_s)
+            results = measurer.measure(workload, batch, best_s=best_s, until_s=until_s)
             if by_default is None:
                 *results, by_default = results
             measured += results
@@ -323,10 +343,12 @@ class Deliverer:
         return by_default, measured
 
     def _choose(
-        self, trials: Sequence[Trial], default: Candidate, default_s: float | None
+        self, trials: Sequence[Trial], default: Candidate, default_s: float | None, why: str
     ) -> tuple[Source, Candidate, float | None, str]:
         if self._ranker is None:
             return Source.DEFAULT, default, default_s, f"no model for {self.target}"
+        if why:
+            return Source.DEFAULT, default, default_s, why
         if not trials:
             return Source.DEFAULT, default, default_s, "the search space has no candidate"
         if self._measurer is None:
@@ -349,7 +371,7 @@ class Deliverer:
 
 @contextmanager
 def open_deliverer(
-    target: Target,
+    target: Target | str,
     dialect: str,
     *,
     database: str | None = None,
@@ -363,10 +385,19 @@ def open_deliverer(
 ) -> Iterator[Deliverer]:
     """A ``Deliverer`` from URLs. A target that no model was trained for is answered by default schedules.
 
-    The measuring processes start first: they warm up while the model loads and the first search runs.
+    The child processes start first: they warm up while a target given as text is read (by ``resolve_target``), the
+    model loads and the first search runs. With a budget one of them searches.
     """
     with ExitStack() as stack:
-        measurer = stack.enter_context(Measurer(dialect, target, tracker=tracker)) if verify else None
+        searching = models if budget_s is not None else None
+        children: Measurer | None = None
+        if verify or searching:
+            # None but one that searches is needed where nothing is verified; to fork two more takes no time.
+            config = None if verify else MeasureConfig(builders=1)
+            children = stack.enter_context(Measurer(dialect, target, config, tracker, searching))
+        if isinstance(target, str):
+            target = children.target if children is not None else resolve_target(target, dialect)
+        measurer = children if verify else None
         if measurer is not None:
             stack.enter_context(measurer.measuring())
         opened = stack.enter_context(open_database(database)) if database else None
@@ -385,6 +416,7 @@ def open_deliverer(
             search_s=search_s,
             budget_s=budget_s,
             seed=seed,
+            searcher=children if searching else None,
         )
 
 
@@ -396,6 +428,7 @@ def deliver(
     models: str | None = None,
     top_k: int = 8,
     verify: bool = True,
+    budget_s: float | None = None,
 ) -> Delivery:
     """A schedule for one workload: the database's best, else ranked and verified, else the default.
 
@@ -411,13 +444,16 @@ def deliver(
         Candidates to verify.
     verify : bool
         Build and run the top k here; without it the candidate ranked first is the answer.
+    budget_s : float, optional
+        Seconds for the whole answer: a search or a build that takes longer is ended.
 
     Raises
     ------
     LorienError
         A store cannot be read, or a model does not fit.
     """
+    started_s = time.monotonic()
     with open_deliverer(
-        target, workload.dialect, database=database, models=models, top_k=top_k, verify=verify
+        target, workload.dialect, database=database, models=models, top_k=top_k, verify=verify, budget_s=budget_s
     ) as deliverer:
-        return deliverer.deliver(workload)
+        return deliverer.deliver(workload, spent_s=time.monotonic() - started_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -18,13 +19,14 @@ from lorien.database import open_database
 from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
 from lorien.dialects.base import UNKNOWN_BUILD
+from lorien.dialects.metaschedule.onnx_reference import RUNTIME, evaluator
 from lorien.errors import LorienError, UnknownTarget
 from lorien.files import temporary_folder
 from lorien.models import load_ranker
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 from lorien.tune.measure import MeasureConfig, Measurer
-from lorien.tune.model_run import ModelRun, run_beside
+from lorien.tune.model_run import ModelRun, ReferenceRun, run_beside, run_reference
 
 if TYPE_CHECKING:
     from lorien.database.base import ScheduleDatabase
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LIBRARY, REPORT, WORKLOADS = "library.so", "report.json", "workloads.jsonl"
+OUTPUTS = "outputs.npz"
 REPORT_VERSION = 1
 BUDGET_S = 60.0
 TOP_K = 8
@@ -45,9 +48,15 @@ EVEN_SHARE = 0.5
 """Of the budget, what is spread evenly; the rest goes by operations. A light workload left to its default schedule can
 cost more than a heavy one made a little better."""
 MIN_SEARCH_S = 0.3
+OVERRUN, MIN_SHARE_S = 2.0, 3.0
+"""A workload is ended after so many times its share, and not before so many seconds."""
 BUILD_TIMEOUT_S = 10.0
 RUN_TIMEOUT_S = 600.0
 REPEAT, MIN_REPEAT_S = 5, 0.2
+REFERENCE_S, REFERENCE_TIMEOUT_S = 5.0, 30.0
+"""Seconds that a comparison with another implementation may be expected to take, and after which it is ended."""
+REFERENCE_BYTES = 1 << 30
+"""Largest file of a model that is read once more for it."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -95,6 +104,8 @@ class BuildReport:
         Outputs beside the unscheduled build's, and latencies; None when it was not run.
     seconds : dict of str to float
         Wall time by step.
+    reference : ReferenceRun, optional
+        Outputs beside those of another implementation of the model's format; None when it was not run.
     """
 
     folder: Path
@@ -103,6 +114,7 @@ class BuildReport:
     choices: tuple[Choice, ...]
     run: ModelRun | None
     seconds: dict[str, float] = field(default_factory=dict)
+    reference: ReferenceRun | None = None
 
     @property
     def library(self) -> Path:
@@ -132,6 +144,7 @@ class BuildReport:
             "latency_s": self.run.latency_s if self.run else None,
             "default_latency_s": self.run.default_latency_s if self.run else None,
             "checked": self.run is not None,
+            "reference": dataclasses.asdict(self.reference) if self.reference else None,
             "seconds": self.seconds,
             "disturbed": bool(self.disturbance),
             "disturbance": self.disturbance,
@@ -182,10 +195,11 @@ def build(
     shapes : dict of str to tuple of int, optional
         Shapes of the inputs that the model leaves open.
     budget_s : float
-        Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. The workload at hand
-        is finished: it may run over by some seconds.
+        Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. What takes longer is
+        ended, a few seconds later where there is nothing to answer with yet.
     check : bool
-        Run the library beside an unscheduled build and compare the outputs. Needs the target to be this machine.
+        Run the library beside an unscheduled build and compare the outputs; those of a small ONNX model also with ONNX
+        Runtime's, or ONNX's reference evaluator's. Needs the target to be this machine.
     run : bool
         Time both too.
     allow_code : bool
@@ -202,7 +216,7 @@ def build(
     BadInput
         The model cannot be read, lowered or compiled.
     LorienError
-        The outputs differ from the unscheduled build's, or a library crashed; or a store cannot be used.
+        The outputs differ from the unscheduled build's or from ONNX's, or a library crashed; or a store cannot be used.
 
     Examples
     --------
@@ -229,7 +243,7 @@ def build(
         scratch = Path(stack.enter_context(temporary_folder(".building-", folder)))
         with clock("compile"):
             _compile(opened, {key: choice.candidate for key, choice in choices.items()}, scratch / LIBRARY)
-        ran = None
+        ran = reference = None
         if check or run:
             with clock("check"):
                 _compile(opened, {}, scratch / "default.so")
@@ -242,13 +256,23 @@ def build(
                     repeat=REPEAT if run else 0,
                     min_repeat_s=MIN_REPEAT_S,
                     timeout_s=RUN_TIMEOUT_S,
+                    outputs=scratch / OUTPUTS,
                 )
             if ran.difference:
                 raise LorienError(
                     f"the built model is wrong: {ran.difference}. Nothing was kept. "
                     "Fix: build it without --db, and tune its workloads again with lorien tune --check"
                 )
-        report = BuildReport(folder, resolved, dialect.framework(), tuple(choices.values()), ran, clock.seconds)
+            if check:
+                with clock("reference"):
+                    reference = _beside_reference(model, opened, scratch / OUTPUTS)
+                if reference.difference:
+                    raise LorienError(
+                        f"TVM reads the model wrongly: {reference.difference}, with and without schedules. Nothing was "
+                        "kept. Fix: export it with other operators, or give --no-check if this is right for you"
+                    )
+        built = tuple(choices.values())
+        report = BuildReport(folder, resolved, dialect.framework(), built, ran, clock.seconds, reference)
         (scratch / REPORT).write_bytes(orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2))
         lines = (orjson.dumps(workload.to_json()) + b"\n" for workload in opened.workloads)
         (scratch / WORKLOADS).write_bytes(b"".join(lines))
@@ -257,13 +281,31 @@ def build(
     return report
 
 
+def _beside_reference(model: Any, opened: Model, outputs: Path) -> ReferenceRun:
+    """Compare a model's outputs once with its format's own implementation, where that takes seconds."""
+    path = Path(model) if isinstance(model, (str, Path)) else None
+    if path is None or path.suffix != ".onnx":
+        return ReferenceRun(skipped="it is no ONNX model, and other formats have no second implementation here")
+    flop, size_bytes = sum(map(work, opened.workloads)), path.stat().st_size
+    name, flop_per_s = evaluator()
+    if flop > REFERENCE_S * flop_per_s:
+        faster = "" if name.startswith(RUNTIME) else ". Fix: pip install onnxruntime, which is faster"
+        estimate = f"{flop / 1e9:.1f} GFLOP would take {name} about {flop / flop_per_s:.0f} s"
+        return ReferenceRun(name, skipped=estimate + faster)
+    if size_bytes > REFERENCE_BYTES:
+        return ReferenceRun(name, skipped=f"the file is over {REFERENCE_BYTES >> 20} MiB")
+    return run_reference(path, opened.inputs, outputs, REFERENCE_TIMEOUT_S)
+
+
 def _compile(model: Model, schedules: Mapping[str, Candidate], library: Path) -> None:
     try:
         model.build(schedules, library)
-    except Exception as error:  # a compiler and its linker raise anything
+    except LorienError:
+        raise
+    except Exception as error:  # a linker raises anything
         reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
         raise LorienError(
-            f"the model cannot be compiled: {reason}. "
+            f"the library cannot be linked: {reason}. "
             "Fix: lorien doctor builds a kernel here; another machine's target needs its linker"
         ) from error
 
@@ -304,10 +346,8 @@ def _choose(
         return [_because(choice, reason) for choice in missing]
     started_s = time.monotonic()
     # First, so that the children warm up while the model loads.
-    with (
-        Measurer("metaschedule", target, MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)) as measurer,
-        measurer.measuring(),
-    ):
+    config = MeasureConfig(build_timeout_s=BUILD_TIMEOUT_S)
+    with Measurer("metaschedule", target, config, models=models) as measurer, measurer.measuring():
         try:
             ranker = load_ranker(models, target, "metaschedule")
         except UnknownTarget as error:
@@ -336,9 +376,17 @@ def _rank(
         search_s = min(SEARCH_S, max(MIN_SEARCH_S, SEARCH_SHARE * share_s))
         top_k = max(1, min(TOP_K, int((share_s - search_s) / VERIFY_S)))
         deliverer = Deliverer(
-            target, database=database, ranker=ranker, measurer=measurer, top_k=top_k, search_s=search_s
+            target,
+            database=database,
+            ranker=ranker,
+            measurer=measurer,
+            top_k=top_k,
+            search_s=search_s,
+            searcher=measurer,
         )
-        answer = deliverer.deliver(choice.workload, fresh=True)
+        # One that takes longer than its share is ended before it has that of all others.
+        until_s = min(budget.deadline_s, time.monotonic() + max(OVERRUN * share_s, MIN_SHARE_S))
+        answer = deliverer.deliver(choice.workload, fresh=True, until_s=until_s)
         why = "; ".join(filter(None, (choice.why, answer.note)))
         yield Choice(choice.workload, answer.source, answer.candidate, answer.latency_s, why, answer.disturbance)
 

@@ -38,3 +38,48 @@ def convolutions(path: Path, channels: int = 8, size: int = 14, seed: int = 0) -
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(path))
     return path
+
+
+def sorting(path: Path) -> Path:
+    """A convolution whose largest values are found and normalised, and sums along it: what is sorted and scanned."""
+    weight = np.random.default_rng(0).normal(0, 0.1, (4, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["conv"]),
+        helper.make_node("Reshape", ["conv", "flat"], ["row"]),
+        helper.make_node("TopK", ["row", "k"], ["values", "indices"]),
+        helper.make_node("Softmax", ["values"], ["share"]),
+        helper.make_node("TopK", ["row", "k"], ["smallest", "last"], largest=0),
+        helper.make_node("CumSum", ["row", "axis"], ["sums"], exclusive=1, reverse=1),
+        helper.make_node("NonZero", ["x"], ["places"]),
+    ]
+    kinds = {"share": TensorProto.FLOAT, "indices": TensorProto.INT64, "smallest": TensorProto.FLOAT}
+    kinds |= {"sums": TensorProto.FLOAT, "places": TensorProto.INT64}
+    constants = {"flat": np.array([1, -1]), "k": np.array([5]), "axis": np.array(1), "w": weight}
+    graph = helper.make_graph(
+        nodes,
+        "sorting",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def sequence(path: Path) -> Path:
+    """An element of a sequence that TVM 0.27 takes from another place: it reads a negative position wrongly."""
+    nodes = [
+        helper.make_node("SequenceConstruct", ["a", "b"], ["two"]),
+        helper.make_node("SequenceInsert", ["two", "c", "before_last"], ["three"]),
+        helper.make_node("SequenceAt", ["three", "second"], ["out"]),
+    ]
+    constants = {"before_last": np.array(-1), "second": np.array(1)}
+    graph = helper.make_graph(
+        nodes,
+        "sequence",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 3)) for name in "abc"],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (2, 3))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path

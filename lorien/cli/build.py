@@ -22,7 +22,9 @@ def build(
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
     models: Annotated[str | None, typer.Option(help="Model store, for workloads that are not in the database.")] = None,
     budget: Annotated[float, typer.Option(min=0, help="Seconds to rank and verify those, heaviest first.")] = 60.0,
-    check: Annotated[bool, typer.Option(help="Compare the outputs with an unscheduled build's.")] = True,
+    check: Annotated[
+        bool, typer.Option(help="Compare the outputs with an unscheduled build's, and with ONNX's.")
+    ] = True,
     run: Annotated[bool, typer.Option("--run", help="Time it, beside the unscheduled build.")] = False,
     shape: Annotated[list[str] | None, typer.Option(help="Static shape of an input: name=1,3,224,224.")] = None,
     allow_code: Annotated[
@@ -68,7 +70,13 @@ def print_report(report: BuildReport) -> None:
     if report.disturbance:
         out.print(f"latencies may be too long: {report.disturbance}", soft_wrap=True, markup=False)
     if report.run is not None:
-        out.print("outputs agree with the unscheduled build's")
+        reference = report.reference
+        if reference is not None and not reference.skipped:
+            out.print(f"outputs agree with the unscheduled build's, and with those of {reference.name}", soft_wrap=True)
+        else:
+            out.print("outputs agree with the unscheduled build's")
+            if reference is not None:
+                out.print(f"not compared with another implementation: {reference.skipped}", soft_wrap=True)
     if report.run is not None and report.run.latency_s and report.run.default_latency_s:
         speedup = report.run.default_latency_s / report.run.latency_s
         default = latency(report.run.default_latency_s)

@@ -206,7 +206,6 @@ def rank(
 ) -> None:
     """Find a schedule for each workload: in the database, else ranked (and verified), else the default."""
     from lorien.delivery import SEARCH_S, Delivery, open_deliverer
-    from lorien.dialects import resolve_target
     from lorien.machine import process_age_s
 
     if budget is not None and search_s is not None:
@@ -217,12 +216,11 @@ def rank(
     if len(dialects) > 1:
         raise BadInput(f"{workloads} mixes the dialects {', '.join(sorted(dialects))}. Fix: one file for each")
     (dialect,) = dialects
-    resolved = resolve_target(target, dialect)
     tracker = read_runner(runner, trust_network)
     answers: list[Delivery] = []
     with (
         open_deliverer(
-            resolved,
+            target,
             dialect,
             database=db,
             models=models,
@@ -242,7 +240,7 @@ def rank(
     if as_json:
         emit({"workloads": [answer_json(answer) for answer in answers]})
     else:
-        print_answers(answers, resolved.key)
+        print_answers(answers, deliverer.target.key)
 
 
 def parse_top_k(text: str) -> int | None:

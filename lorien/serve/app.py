@@ -20,6 +20,14 @@ from lorien.errors import BadInput
 from lorien.models import Ranker
 from lorien.records import Candidate, Json, Workload
 from lorien.serve import schema
+from lorien.serve.limits import (
+    DIALECT_CHARS,
+    FEATURES_CHARS,
+    FRAMEWORK_CHARS,
+    MAX_NESTING,
+    MAX_RECORDS,
+    QUERY_CHARS,
+)
 from lorien.serve.metrics import CONTENT_TYPE_LATEST
 from lorien.serve.refusals import add_handlers
 from lorien.serve.service import Service, about, blocking, stats
@@ -37,6 +45,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": schema.Error, "description": "What was sent cannot be used."},
     503: {"model": schema.Error, "description": "Too busy, too slow, or a store is not there. Mind Retry-After."},
 }
+_TOO_DEEP = f"the body nests lists or objects over {MAX_NESTING} deep. Fix: send schedules as the dialect writes them"
 _ROWS = {
     "requestBody": {
         "required": True,
@@ -48,7 +57,12 @@ _ROWS = {
 class _Body(Request):
     async def json(self) -> Json:
         # Strict: no NaN, no lone surrogates, no integers that no other part of Lorien could write.
-        return orjson.loads(await self.body())
+        value = orjson.loads(await self.body())
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            raise HTTPException(422, _TOO_DEEP) from None
+        return value
 
 
 class _Route(APIRoute):
@@ -71,7 +85,7 @@ def parse_target(value: str | dict[str, Json]) -> Target:
     try:
         target = Target.parse(value)
         hash((target, target.key, target.family))
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise BadInput(f"not a target: {error}. Fix: write it as 'llvm -mcpu=znver4 -num-cores=2'") from None
     return target
 
@@ -87,8 +101,10 @@ def query_target(target: Annotated[schema.TargetText, Query()]) -> Target:
 
 
 QueryTarget = Annotated[Target, Depends(query_target)]
-Dialect = Annotated[str | None, Query(max_length=64, description="Needed where there are models of several.")]
-Count = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+Dialect = Annotated[
+    str | None, Query(max_length=DIALECT_CHARS, description="Needed where there are models of several.")
+]
+Count = Annotated[int, Query(ge=1, le=MAX_RECORDS, description="At most so many.")]
 
 
 def create_app(service: Service) -> FastAPI:
@@ -136,7 +152,9 @@ def create_app(service: Service) -> FastAPI:
     async def score(
         request: Request,
         target: QueryTarget,
-        features: Annotated[str, Query(max_length=128, description="NAME/VERSION of the feature set of the rows.")],
+        features: Annotated[
+            str, Query(max_length=FEATURES_CHARS, description="NAME/VERSION of the feature set of the rows.")
+        ],
         dialect: Dialect = None,
     ) -> Response:
         """Score feature rows: little-endian float32, row by row."""
@@ -156,7 +174,9 @@ def create_app(service: Service) -> FastAPI:
         target: QueryTarget,
         workload_key: Annotated[schema.WorkloadKey, Query()],
         n: Count = 1,
-        build: Annotated[str | None, Query(max_length=256, description="Only of this framework build.")] = None,
+        build: Annotated[
+            str | None, Query(max_length=FRAMEWORK_CHARS, description="Only of this framework build.")
+        ] = None,
     ) -> Response:
         """The best schedules of a workload on a target."""
         found = await blocking(service.database().best, target, workload_key, n, build)
@@ -177,9 +197,11 @@ def create_app(service: Service) -> FastAPI:
     )
     async def schedules(
         target: Annotated[schema.TargetText | None, Query()] = None,
-        workload: Annotated[str | None, Query(max_length=512, description="A name, a pattern, or a key.")] = None,
-        dialect: Annotated[str | None, Query(max_length=64)] = None,
-        network: Annotated[str | None, Query(max_length=512)] = None,
+        workload: Annotated[
+            str | None, Query(max_length=QUERY_CHARS, description="A name, a pattern, or a key.")
+        ] = None,
+        dialect: Annotated[str | None, Query(max_length=DIALECT_CHARS)] = None,
+        network: Annotated[str | None, Query(max_length=QUERY_CHARS)] = None,
     ) -> Response:
         """Stream the schedules that fit all that is given."""
         where = parse_target(target) if target is not None else None

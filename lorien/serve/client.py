@@ -153,7 +153,13 @@ class Client:
         return self._call("GET", path + _query(**where))
 
     def _post(self, path: str, value: Json) -> Json:
-        return self._call("POST", path, orjson.dumps(value), "application/json")
+        try:
+            body = orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise BadInput(
+                f"it cannot be sent as JSON: {error}. Fix: give schedules as the dialect writes them"
+            ) from None
+        return self._call("POST", path, body, "application/json")
 
     def _call(self, method: str, path: str, body: bytes | None = None, kind: str | None = None) -> Json:
         return orjson.loads(self._send(method, path, body, kind).data)

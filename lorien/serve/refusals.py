@@ -24,6 +24,7 @@ from lorien.errors import (
     UnknownTarget,
     UnsupportedOperation,
 )
+from lorien.serve.limits import MESSAGE_CHARS
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,12 @@ _SAYS = {
 
 def error_response(error: LorienError, status: int, headers: dict[str, str] | None = None) -> Response:
     """An error as JSON; ``lorien.errors.again`` makes it one again."""
-    body = orjson.dumps({"error": type(error).__name__, "message": str(error)})
+    message = str(error)
+    if len(message) > MESSAGE_CHARS:  # its end says what to do
+        half = MESSAGE_CHARS // 2
+        message = f"{message[:half]} [{len(message) - 2 * half} characters left out] {message[-half:]}"
+    sayable = message.encode(errors="replace").decode()
+    body = orjson.dumps({"error": type(error).__name__, "message": sayable})
     return Response(body, status, headers, media_type="application/json")
 
 

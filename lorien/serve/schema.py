@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_TOP_K = 64
+from lorien.serve.limits import DIALECT_CHARS, MAX_NETWORKS, MAX_TOP_K, NAME_CHARS, QUERY_CHARS, TARGET_CHARS
 
 
 class _Request(BaseModel):
@@ -17,7 +17,7 @@ TargetText = Annotated[
     str,
     Field(
         min_length=1,
-        max_length=4096,
+        max_length=TARGET_CHARS,
         description="TVM's form, KIND_MODEL, or a target's key.",
         examples=["llvm -mcpu=znver4 -num-cores=2", "cuda_rtx3080", "llvm-mcpu_znver4-num-cores_2"],
     ),
@@ -48,14 +48,14 @@ _DELIVER: dict[str, Any] = {
 class WorkloadValue(_Request):
     """A line of a ``workloads.jsonl``, as ``lorien extract`` writes it."""
 
-    dialect: str
-    name: str
+    dialect: Annotated[str, Field(max_length=DIALECT_CHARS)]
+    name: Annotated[str, Field(max_length=NAME_CHARS)]
     identity: Any
     key: WorkloadKey | None = None
     definition: str | None = None
     flop: Annotated[float, Field(ge=0)] | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
-    networks: list[str] = []
+    networks: Annotated[list[Annotated[str, Field(max_length=QUERY_CHARS)]], Field(max_length=MAX_NETWORKS)] = []
 
 
 class RankRequest(_Request):

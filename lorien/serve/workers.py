@@ -7,11 +7,13 @@ import logging
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import ParamSpec, TypeVar
 
 from anyio import to_thread
@@ -36,6 +38,9 @@ R = TypeVar("R")
 JOBS_PER_CHILD = 1000
 """After so many a child is replaced: compilers leak."""
 EXIT_S = 5.0
+ANSWER_SHARE = 0.75
+"""Of the seconds an answer may take, when verifying is ended: an answer of less is better than none."""
+_SEND = "see that the candidates are of this workload, and send fewer at a time"
 
 
 class Workers:
@@ -51,7 +56,9 @@ class Workers:
     """
 
     def __init__(self, count: int, backlog: int, config: ServeConfig) -> None:
-        setup = _Setup(config.models, config.database, config.device, config.search_s, config.reload_s)
+        setup = _Setup(
+            config.models, config.database, config.device, config.search_s, config.reload_s, config.timeout_s
+        )
         self._children = [_Child(setup) for _ in range(count)]
         self._idle = list(self._children)
         self._free = asyncio.Semaphore(count)
@@ -119,13 +126,17 @@ class _Child:
                 self._start()
             self._jobs += 1
             try:
-                self._wire.send((function, args, kwargs))
+                # Written whole before any of it is sent: what cannot be written leaves the wire as it was.
+                request = ForkingPickler.dumps((function, args, kwargs))
+            except (RecursionError, TypeError, ValueError) as problem:
+                raise BadInput(f"it cannot be sent to a child process: {problem}. Fix: {_SEND}") from None
+            try:
+                self._wire.send_bytes(request)
                 value, error = self._wire.recv()
             except (EOFError, OSError):
                 self.kill()
                 raise BadInput(
-                    f"the process that worked on this died (exit code {self._process.exitcode}). Fix: see that the "
-                    "candidates are of this workload, and send fewer at a time"
+                    f"the process that worked on this died (exit code {self._process.exitcode}). Fix: {_SEND}"
                 ) from None
         if error is not None:
             raise error
@@ -152,9 +163,10 @@ def _answer(wire: Connection, setup: _Setup) -> None:
         while True:
             function, args, kwargs = wire.recv()
             try:
-                wire.send((function(*args, **kwargs), None))
+                answer = ForkingPickler.dumps((_judged(partial(function, *args, **kwargs)), None))
             except LorienError as error:
-                wire.send((None, error))
+                answer = ForkingPickler.dumps((None, error))
+            wire.send_bytes(answer)
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class _Setup:
     device: Target | None
     search_s: float
     reload_s: float
+    timeout_s: float
 
 
 _setups: list[_Setup] = []
@@ -172,7 +185,7 @@ _setups: list[_Setup] = []
 
 def extract(workload: Workload, candidates: Sequence[Candidate], target: Target) -> Features:
     """Feature rows of candidates, as ``FeatureExtractor.extract`` gives them. Runs in a child."""
-    return _judged(lambda: open_extractor(workload.dialect).extract(workload, candidates, target))
+    return open_extractor(workload.dialect).extract(workload, candidates, target)
 
 
 def deliver(workload: Workload, target: Target, top_k: int, verify: bool) -> Delivery:
@@ -193,7 +206,7 @@ def deliver(workload: Workload, target: Target, top_k: int, verify: bool) -> Del
         top_k=top_k,
         search_s=setup.search_s,
     )
-    return _judged(lambda: deliverer.deliver(workload))
+    return deliverer.deliver(workload, until_s=time.monotonic() + ANSWER_SHARE * setup.timeout_s)
 
 
 def _judged(work: Callable[[], R]) -> R:

@@ -27,8 +27,10 @@ from lorien.errors import BadInput, LorienError
 from lorien.plausible import doubt
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
+from lorien.tune.compare import KERNEL, compare_outputs, load_outputs, save_outputs
 from lorien.tune.contest import STOPPED_EARLY
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
+from lorien.tune.search_job import search
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,21 +48,25 @@ _DETAIL_CHARS = 500
 LOOKS = ((1, 0.002, 4.0), (2, 0.004, 2.0), (3, 0.01, 1.25))
 """What a candidate goes through before full repeats: so many repeats of so many seconds, and how many times the best
 latency known it may take. A run alone says little: threads that wake up late have made one twice as long."""
-_TOLERANCE = {8: 1e-6, 4: 1e-4, 2: 1e-2, 1: 0.2}
-"""Largest difference allowed, in parts of the largest value, by bytes of a float: schedules reorder sums."""
 
 
 def prepare(fd: int) -> None:
     """Load the framework, then be forked as often as the socket ``fd`` asks, until the parent is gone.
 
-    A message with two descriptors, the child's wire and its log, asks for a child, and its process is the answer; a
-    process asks for that child's exit code.
+    The first message names the dialect, the second is the set-up of the children. Then a message with two descriptors,
+    the child's wire and its log, asks for a child, and its process is the answer; a process asks for that child's exit
+    code.
     """
     control = socket.socket(fileno=fd)
-    setup = orjson.loads(control.recv(MESSAGE_BYTES))
+    name = control.recv(MESSAGE_BYTES).decode()
     _few_threads()
     with contextlib.suppress(Exception):  # each child meets it again, and can tell
-        open_live_dialect(setup["dialect"]).warm_up(Target.parse(setup["target"]))
+        open_live_dialect(name).framework()
+    setup = control.recv(MESSAGE_BYTES)
+    if not setup:
+        return
+    with contextlib.suppress(Exception):
+        open_live_dialect(name).warm_up(Target.parse(orjson.loads(setup)["target"]))
     gc.collect()
     gc.freeze()  # what is shared stays shared
     while True:
@@ -194,20 +200,22 @@ def _timed(latencies_s: list[float], flop: float | None, kind: str) -> Measureme
 
 
 def _expect(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
-    import numpy as np
-
     def expect() -> None:
         found = dialect.outputs(Workload.from_json(job["workload"]), Path(job["library"]), target)
-        # As float64, which holds them all: numpy's files do not keep the names of bfloat16 and its like.
-        np.savez(job["expected"], *[tensor.astype(np.float64) for tensor in found])
+        save_outputs(Path(job["expected"]), found)
 
     return _attempt(expect, Outcome.RUN_ERROR)
+
+
+def _search(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> Measurement | None:
+    return _attempt(lambda: search(dialect, target, job), Outcome.UNKNOWN_ERROR)
 
 
 _JOBS: dict[str, Callable[[LiveDialect, Target, dict[str, Json]], Measurement | None]] = {
     "build": _build,
     "run": _run,
     "expect": _expect,
+    "search": _search,
 }
 
 
@@ -224,20 +232,8 @@ def _attempt(work: Callable[[], Measurement | None], failure: Outcome) -> Measur
 
 @functools.lru_cache(maxsize=1)
 def _load(expected: str) -> list[npt.NDArray[Any]]:
-    import numpy as np
-
-    with np.load(expected) as tensors:
-        return [tensors[name] for name in tensors.files]
+    return load_outputs(Path(expected))
 
 
 def _difference(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> str:
-    import numpy as np
-
-    for index, (tensor, right) in enumerate(zip(found, expected, strict=True)):
-        tolerance = 0.0 if tensor.dtype.kind in "iub" else _TOLERANCE[tensor.dtype.itemsize]
-        value = tensor.astype(np.float64)
-        scale = float(np.nanmax(np.abs(right), initial=0.0))
-        if not np.allclose(value, right, rtol=0.0, atol=tolerance * scale, equal_nan=True):
-            worst = float(np.nanmax(np.abs(value - right), initial=0.0))
-            return f"tensor {index} is off by {worst:.3g} where the default schedule's largest value is {scale:.3g}"
-    return ""
+    return compare_outputs(found, expected, KERNEL, reference="the default schedule", what="tensor")

@@ -57,6 +57,12 @@ class Contest:
         if self._first is not None and self._open == {self._first} and self._first not in self._doubted:
             self._doubt(self._first, self._held.pop()[1])
 
+    def rest(self) -> Iterator[tuple[int, Measurement]]:
+        """What waits for another result when there will be none, for want of time. What is doubted is not believed."""
+        if self._first is not None and self._first not in self._doubted:
+            held, self._held, self._first = self._held, [], None
+            yield from (self._believed(*entry) for entry in held)
+
     def _new(self, index: int, result: Measurement) -> Iterator[tuple[int, Measurement]]:
         latency_s = result.latency_s
         if latency_s is None:

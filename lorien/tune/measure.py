@@ -7,6 +7,7 @@ starting, importing or building while a candidate runs; and a child is not a cop
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from types import TracebackType
 
 import orjson
 
-from lorien.dialects import open_live_dialect
+from lorien.dialects import open_live_dialect, resolve_target
 from lorien.dialects.remote import Tracker
 from lorien.errors import LorienError
 from lorien.files import temporary_folder
@@ -35,8 +36,10 @@ from lorien.target import Target
 from lorien.tune._child import BROKE, DEVICE, LOST, NO_DEVICE, RESULT, SPENT_S
 from lorien.tune.contention import Contention, Watch
 from lorien.tune.contest import Contest
+from lorien.tune.deadline import GRACE_S, Deadline
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 from lorien.tune.nursery import Forked, Nursery, spawn
+from lorien.tune.search_job import SPENT, Found, load_found
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:-1]; from lorien.tune._child import {0}; {0}(int(sys.argv[-1]))"
 _START_TIMEOUT_S = 120.0
@@ -90,11 +93,14 @@ class Measurer:
     ----------
     dialect : str
         Name of a live dialect.
-    target : Target
-        This machine, or the device of it that is measured; with a tracker, the devices of that.
+    target : Target or str
+        This machine, or the device of it that is measured; with a tracker, the devices of that. A text is read by
+        ``resolve_target`` while the children load the framework.
     config : MeasureConfig
     tracker : Tracker, optional
         Where candidates run.
+    models : str, optional
+        URL of the performance models to search with, in one more child.
 
     Raises
     ------
@@ -105,25 +111,41 @@ class Measurer:
     """
 
     def __init__(
-        self, dialect: str, target: Target, config: MeasureConfig | None = None, tracker: Tracker | None = None
+        self,
+        dialect: str,
+        target: Target | str,
+        config: MeasureConfig | None = None,
+        tracker: Tracker | None = None,
+        models: str | None = None,
     ) -> None:
         forkable = getattr(open_live_dialect(dialect), "forkable", False) and sys.platform == "linux"
         self._farm = Farm(tracker, dialect) if tracker is not None else None
         runners = len(self._farm.devices) if self._farm is not None else 1
-        self.target = target
         self._config = config or MeasureConfig()
         self._lock = threading.Lock()
         self._folder = temporary_folder("lorien-measure-")
-        self._setup = orjson.dumps(
-            {"dialect": dialect, "target": target.to_json(), "memory_bytes": self._config.memory_bytes}
-        )
+        self._dialect, self._models = dialect, models
         self._nursery = self._new_nursery() if forkable else None
+        try:
+            self.target = resolve_target(target, dialect) if isinstance(target, str) else target
+        except BaseException:
+            if self._nursery is not None:
+                self._nursery.close()
+            self._folder.cleanup()
+            raise
+        self._setup = orjson.dumps(
+            {"dialect": dialect, "target": self.target.to_json(), "memory_bytes": self._config.memory_bytes}
+        )
+        if self._nursery is not None:
+            self._nursery.warm_up(self._setup)
+        count = runners + self._config.builders + (models is not None)
         self._children = [
-            _Child(self._setup, Path(self._folder.name, f"child{index}.log"), self._launch)
-            for index in range(runners + self._config.builders)
+            _Child(self._setup, Path(self._folder.name, f"child{index}.log"), self._launch) for index in range(count)
         ]
-        self._runners, self._builders = self._children[:runners], self._children[runners:]
-        self._watch = Watch(target, self._processes, remote=tracker is not None)
+        self._runners = self._children[:runners]
+        self._builders = self._children[runners:][: self._config.builders]
+        self._searchers = self._children[runners + self._config.builders :]
+        self._watch = Watch(self.target, self._processes, remote=tracker is not None)
 
     def measuring(self) -> AbstractContextManager[Contention]:
         """Tell other processes of the machine that this one measures until the block ends; find out what disturbs it.
@@ -141,6 +163,7 @@ class Measurer:
         *,
         best_s: float | None = None,
         beside_builds: Callable[[], None] | None = None,
+        until_s: float = math.inf,
     ) -> list[Measurement]:
         """Build all candidates, then run those that built; results in the order given.
 
@@ -156,6 +179,10 @@ class Measurer:
             it is believed (``lorien.tune.contest``). Its ``detail`` says either. None runs all in full, once.
         beside_builds : callable, optional
             Called in another thread while candidates are built; none runs before it has returned.
+        until_s : float
+            Moment of ``time.monotonic`` at which what is under way is ended where a latency is known, ``best_s`` or
+            one of this call; where none is, when there is one, ``GRACE_S`` later in any case. What did not end by
+            itself is a ``BUILD_TIMEOUT`` or a ``RUN_TIMEOUT``, and ``detail`` says ``SPENT``.
 
         Raises
         ------
@@ -176,7 +203,7 @@ class Measurer:
 
         with self._lock, self.measuring(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             try:
-                self._measure(workload, candidates, Path(folder), done, build_s, best_s, beside_builds)
+                self._measure(workload, candidates, Path(folder), done, build_s, best_s, beside_builds, until_s)
             except BaseException:  # also an interrupt: what the children were doing is of no use any more
                 self._kill()
                 raise
@@ -191,6 +218,35 @@ class Measurer:
         with self.measuring():
             results = self._each("run", self._runners, jobs)
         return [result or Measurement(Outcome.UNKNOWN_ERROR) for result in results]
+
+    def search(self, workload: Workload, count: int, *, seed: int, budget_s: float | None, until_s: float) -> Found:
+        """``LiveDialect.search`` with the model in a child, which is killed at ``until_s`` of ``time.monotonic``.
+
+        Raises
+        ------
+        LorienError
+            What the search raised. Its crash is told in ``Found.note``.
+        """
+        with self._lock, tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            job = {
+                "workload": workload.to_json(),
+                "count": count,
+                "seed": seed,
+                "budget_s": budget_s,
+                "models": self._models,
+                "answer": str(Path(folder, "answer.json")),
+            }
+            try:
+                ended = list(self._work("search", self._searchers, {0: job}, Deadline(until_s, enough=True)))
+            except BaseException:
+                self._kill()
+                raise
+            if not ended:
+                return Found(note=SPENT)
+            failure = ended[0][1]
+            if failure is not None:
+                return Found(note=f"the search failed: {failure.outcome.value} {failure.detail}".strip())
+            return load_found(Path(folder, "answer.json"))
 
     def new_folder(self) -> Path:
         """A folder for a library that outlives the call, until ``close``: no path may be used twice."""
@@ -227,6 +283,7 @@ class Measurer:
         build_s: dict[int, float],
         best_s: float | None,
         beside_builds: Callable[[], None] | None,
+        until_s: float,
     ) -> None:
         common = {
             "workload": workload.to_json(),
@@ -249,54 +306,90 @@ class Measurer:
                         for index in jobs:
                             done(index, Measurement(Outcome.UNKNOWN_ERROR, detail=detail))
                         return
+        known = best_s is not None and math.isfinite(best_s)
+        waiting, deadline = dict(jobs), Deadline(until_s, known)
         with ThreadPoolExecutor(1, "beside-builds") as thread:
             beside = thread.submit(beside_builds) if beside_builds is not None else None
-            for index, failure, build_s[index] in self._work("build", self._builders, jobs):
+            for index, failure, build_s[index] in self._work("build", self._builders, jobs, deadline):
+                del waiting[index]
                 if failure is not None:
                     done(index, failure)
                     del jobs[index]
+                deadline.enough = deadline.enough or failure is None
         if beside is not None:
             beside.result()
-        if best_s is None:
-            for index, result, _ in self._timed("run", self._runners, jobs):
-                done(index, result or Measurement(Outcome.UNKNOWN_ERROR))
-            return
-        contest = Contest(best_s, jobs.keys())
-        waiting = deque(jobs)
+        for index in waiting:
+            done(index, Measurement(Outcome.BUILD_TIMEOUT, detail=SPENT))
+            del jobs[index]
+        self._run_built(jobs, done, best_s, Deadline(until_s, known))
+
+    def _run_built(
+        self, jobs: dict[int, dict[str, Json]], done: Progress, best_s: float | None, deadline: Deadline
+    ) -> None:
+        """Run what was built. With ``best_s``, what is much faster than all before runs again before it is believed."""
+        contest = None if best_s is None else Contest(best_s, jobs.keys())
+        queue, waiting = deque(jobs), dict.fromkeys(jobs)
         for job in jobs.values():
             job["best_s"] = best_s
-        for index, result, _ in self._timed("run", self._runners, jobs, waiting):
-            for believed, counts in contest.take(index, result or Measurement(Outcome.UNKNOWN_ERROR)):
+        for index, result, _ in self._timed("run", self._runners, jobs, deadline, queue):
+            ran = result or Measurement(Outcome.UNKNOWN_ERROR)
+            for believed, counts in contest.take(index, ran) if contest is not None else ((index, ran),):
+                del waiting[believed]
                 done(believed, counts)
-            waiting.extendleft(reversed(contest.again))
-            contest.again.clear()
-            for other, job in jobs.items():  # those that wait for their turn
-                job["best_s"] = contest.limit_s(other)
+                deadline.enough = deadline.enough or counts.ok
+            if contest is not None:
+                queue.extendleft(reversed(contest.again))
+                contest.again.clear()
+                for other, job in jobs.items():  # those that wait for their turn
+                    job["best_s"] = contest.limit_s(other)
+        for index, counts in contest.rest() if contest is not None else ():
+            del waiting[index]
+            done(index, counts)
+        for index in waiting:
+            done(index, Measurement(Outcome.RUN_TIMEOUT, detail=SPENT))
 
     def _timed(
-        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json], queue: deque[int] | None = None
+        self,
+        do: str,
+        workers: Sequence[_Child],
+        jobs: Mapping[int, Json],
+        deadline: Deadline | None = None,
+        queue: deque[int] | None = None,
     ) -> Iterator[tuple[int, Measurement | None, float]]:
         """As ``_work``; what ran is marked where something disturbed it."""
         self._watch.begin()
-        for index, result, spent_s in self._work(do, workers, jobs, queue):
+        for index, result, spent_s in self._work(do, workers, jobs, deadline, queue):
             if do == "run" and result is not None:
                 disturbed, others_cores = self._watch.ran()
                 result = replace(result, disturbed=disturbed, others_cores=others_cores)
             yield index, result, spent_s
 
     def _work(
-        self, do: str, workers: Sequence[_Child], jobs: Mapping[int, Json], queue: deque[int] | None = None
+        self,
+        do: str,
+        workers: Sequence[_Child],
+        jobs: Mapping[int, Json],
+        deadline: Deadline | None = None,
+        queue: deque[int] | None = None,
     ) -> Iterator[tuple[int, Measurement | None, float]]:
         """Give the jobs to the workers; ends when all are done and every child, worker or not, is at rest.
 
-        Each comes with its CPU seconds; those of one that was killed or lost are how long it was waited for. A job
-        that the caller puts into ``queue`` meanwhile is done again.
+        At the deadline it ends with the jobs that are done; the workers of the others are killed. Each comes with its
+        CPU seconds; those of one that was killed or lost are how long it was waited for. A job that the caller puts
+        into ``queue`` meanwhile is done again.
         """
-        config = self._config
-        timeout_s = config.build_timeout_s if do == "build" else config.run_timeout_s
+        config, deadline = self._config, deadline or Deadline()
+        # A search ends at its deadline, and that is no failure of its own.
+        timeouts_s = {"build": config.build_timeout_s, "search": deadline.left_s + GRACE_S}
+        timeout_s = timeouts_s.get(do, config.run_timeout_s)
         waiting = deque(jobs) if queue is None else queue
-        judge: Judge = OnceMore() if do == "build" or self._farm is None else self._farm.judge()
+        judge: Judge = OnceMore() if do != "run" or self._farm is None else self._farm.judge()
         while True:
+            if not deadline.left_s:
+                for child in workers:
+                    if child.working:
+                        child.kill()
+                return
             for child in workers:
                 if waiting and child.idle and (child.exited or child.jobs >= config.jobs_per_child):
                     child.kill()
@@ -309,7 +402,8 @@ class Measurer:
             busy = [child for child in self._children if not child.idle and not child.dead]
             if not busy:
                 return
-            wait([child.wire for child in busy], max(0.0, min(child.deadline_s for child in busy) - time.monotonic()))
+            left_s = min(child.deadline_s for child in busy) - time.monotonic()
+            wait([child.wire for child in busy], max(0.0, min(left_s, deadline.left_s)))
             for child in busy:
                 for index, result in child.answers():
                     how = Ending(child.died, child.device, child.lost, child.broke)
@@ -325,7 +419,7 @@ class Measurer:
         return nursery + [child.pid for child in self._children if not child.dead and not child.exited]
 
     def _new_nursery(self) -> Nursery:
-        return Nursery(_command("prepare"), self._setup, Path(self._folder.name, "nursery.log"))
+        return Nursery(_command("prepare"), self._dialect, Path(self._folder.name, "nursery.log"))
 
     def _launch(self, wire: int, log: int) -> subprocess.Popen[bytes] | Forked:
         """Start a process that serves the jobs of the socket ``wire``."""
@@ -333,6 +427,7 @@ class Measurer:
             if self._nursery.gone:
                 self._nursery.close()
                 self._nursery = self._new_nursery()
+                self._nursery.warm_up(self._setup)
             return self._nursery.fork(wire, log)
         return spawn(_command("main"), wire, log, Path(self._folder.name))
 
@@ -408,6 +503,11 @@ class _Child:
     def pid(self) -> int:
         """Number of the process; 0 until there is one."""
         return self._process.pid
+
+    @property
+    def working(self) -> bool:
+        """True when it has a job."""
+        return self._job is not None and not self.dead
 
     @property
     def exited(self) -> bool:

@@ -1,4 +1,7 @@
-"""Runs a built model beside its unscheduled build in a child process: it may crash or hang with either of them."""
+"""Runs a built model in a child process, beside its unscheduled build and beside the implementation of its format.
+
+Either may crash or hang, and is killed when it takes too long.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,29 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from lorien.dialects import open_model_dialect
 from lorien.dialects.base import ModelInput
-from lorien.errors import LorienError
+from lorien.errors import BadInput, LorienError
 from lorien.files import temporary_folder
+from lorien.records import Json
 from lorien.target import Target
+from lorien.tune.compare import IMPORTED, NETWORK, QUANTISED, compare_outputs, load_outputs, save_outputs
 from lorien.tune.contention import Watch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from lorien.tune.model_run import main; main(*sys.argv[1:3])"
+_BOOT = "import sys; sys.path[:] = sys.argv[3:]; from lorien.tune.model_run import {0}; {0}(*sys.argv[1:3])"
 _SAID_CHARS = 800
-_TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2, 1: 0.3}
-"""Largest difference allowed, in parts of the largest value, by bytes of a float: a network adds up what its workloads'
-schedules reorder, so this is looser than for one workload."""
+UNSCHEDULED = "the unscheduled build"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,25 @@ class ModelRun:
     disturbance: str = ""
 
 
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What came of a built model beside another implementation of its format, which its importer cannot have misled.
+
+    Parameters
+    ----------
+    name : str
+        The implementation, with its version; empty where there is none.
+    difference : str
+        Where the outputs differ by more than another implementation's may; empty when they agree or were not compared.
+    skipped : str
+        Why they were not compared; empty when they were.
+    """
+
+    name: str = ""
+    difference: str = ""
+    skipped: str = ""
+
+
 def run_beside(
     dialect: str,
     target: Target,
@@ -62,8 +86,11 @@ def run_beside(
     repeat: int,
     min_repeat_s: float,
     timeout_s: float,
+    outputs: Path | None = None,
 ) -> ModelRun:
     """Run both libraries on the same inputs, compare the outputs, and time ``repeat`` times each if asked to.
+
+    Those of ``library`` are written to the file ``outputs``, for ``run_reference``.
 
     Raises
     ------
@@ -77,38 +104,66 @@ def run_beside(
         "inputs": [dataclasses.asdict(entry) for entry in inputs],
         "repeat": repeat,
         "min_repeat_s": min_repeat_s,
+        "outputs": str(outputs.resolve()) if outputs is not None else None,
     }
+    found, disturbance = _in_child("main", job, timeout_s, "the built model, or the unscheduled one beside it,", target)
+    return dataclasses.replace(ModelRun(**found), disturbance=disturbance if repeat else "")
+
+
+def run_reference(model: Path, inputs: Sequence[ModelInput], outputs: Path, timeout_s: float) -> ReferenceRun:
+    """Compare the outputs that ``run_beside`` wrote with those of the ONNX model's own semantics, in a child.
+
+    Never raises for what the other implementation does: then nothing was compared, and ``skipped`` says why.
+    """
+    job = {
+        "model": str(model.resolve()),
+        "shapes": [entry.shape for entry in inputs],
+        "outputs": str(outputs.resolve()),
+    }
+    try:
+        return ReferenceRun(**_in_child("reference", job, timeout_s, "the implementation to compare with")[0])
+    except LorienError as error:
+        return ReferenceRun(skipped=str(error))
+
+
+def _in_child(
+    entry: str, job: Json, timeout_s: float, what: str, target: Target | None = None
+) -> tuple[dict[str, Any], str]:
+    """What the function ``entry`` of this module answers to a job, in a process of its own; what disturbed it.
+
+    With a target it measures there, and other processes are told so.
+    """
     with temporary_folder("lorien-run-") as folder:
         asked, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         asked.write_bytes(orjson.dumps(job))
-        command = [sys.executable, "-c", _BOOT, str(asked), str(answer), *sys.path]
+        command = [sys.executable, "-c", _BOOT.format(entry), str(asked), str(answer), *sys.path]
         with (
             Path(folder, "said").open("wb+") as said,
             subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
             ) as child,
         ):
-            watch = Watch(target, lambda: [child.pid])
+            watch = Watch(target, lambda: [child.pid]) if target is not None else None
             try:
-                with watch.measuring() as contention:
+                with watch.measuring() if watch is not None else nullcontext("") as contention:
                     code = child.wait(timeout_s)
-                    watch.ran()
+                    if watch is not None:
+                        watch.ran()
             except BaseException as error:  # also an interrupt: nobody waits for the child any more
                 os.killpg(child.pid, signal.SIGKILL)
                 if isinstance(error, subprocess.TimeoutExpired):
-                    raise LorienError(f"the built model did not end within {timeout_s:g} s, and was killed") from None
+                    raise LorienError(f"{what} did not end within {timeout_s:g} s, and was killed") from None
                 raise
             said.seek(0)
             last = said.read().decode(errors="replace").strip()[-_SAID_CHARS:]
         if code or not answer.is_file():
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise LorienError(f"the built model, or the unscheduled one beside it, ended with {cause}: {last}")
-        ran = ModelRun(**orjson.loads(answer.read_bytes()))
-        return replace(ran, disturbance=str(contention)) if repeat else ran
+            raise LorienError(f"{what} ended with {cause}: {last}")
+        return orjson.loads(answer.read_bytes()), str(contention)
 
 
 def main(asked: str, answer: str) -> None:
-    """The child's side."""
+    """The child's side of ``run_beside``."""
     job = orjson.loads(Path(asked).read_bytes())
     dialect = open_model_dialect(job["dialect"])
     target = Target.parse(job["target"])
@@ -118,25 +173,41 @@ def main(asked: str, answer: str) -> None:
         for library in job["libraries"]
     ]
     (found, latencies_s), (expected, default_latencies_s) = runs
+    if job["outputs"] is not None:
+        save_outputs(Path(job["outputs"]), found)
     result = ModelRun(difference(found, expected), _median(latencies_s), _median(default_latencies_s))
     Path(answer).write_bytes(orjson.dumps(result))
 
 
-def difference(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> str:
-    """Where outputs differ by more than rounding; empty when they agree. Where one is not finite, both must be so."""
-    import numpy as np
+def reference(asked: str, answer: str) -> None:
+    """The child's side of ``run_reference``."""
+    from lorien.dialects.metaschedule.onnx_reference import evaluate, evaluator
 
-    if len(found) != len(expected):
-        return f"{len(found)} outputs where the unscheduled build has {len(expected)}"
-    for index, (tensor, right) in enumerate(zip(found, expected, strict=True)):
-        tolerance = 0.0 if tensor.dtype.kind in "iub" else _TOLERANCE[tensor.dtype.itemsize]
-        value, wanted = tensor.astype(np.float64), right.astype(np.float64)
-        finite = np.abs(wanted[np.isfinite(wanted)])
-        scale = float(finite.max(initial=0.0))
-        if value.shape != wanted.shape or not np.allclose(value, wanted, 0.0, tolerance * scale, equal_nan=True):
-            worst = float(np.nanmax(np.abs(value - wanted))) if value.shape == wanted.shape else float("nan")
-            return f"output {index} is off by {worst:.3g} where the unscheduled build's largest value is {scale:.3g}"
-    return ""
+    job = orjson.loads(Path(asked).read_bytes())
+    name, _ = evaluator()
+    try:
+        expected, quantised = evaluate(Path(job["model"]), [tuple(shape) for shape in job["shapes"]])
+    except BadInput as error:
+        result = ReferenceRun(name, skipped=str(error))
+    except Exception as error:  # an operator that it lacks, or that its authors did not expect like this
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:_SAID_CHARS]
+        result = ReferenceRun(name, skipped=f"{name} cannot run the model: {reason}")
+    else:
+        found, tolerance = load_outputs(Path(job["outputs"])), IMPORTED
+        if quantised:
+            found, expected, tolerance = _widened(found), _widened(expected), QUANTISED
+        result = ReferenceRun(name, compare_outputs(found, expected, tolerance, reference=name, what="output"))
+    Path(answer).write_bytes(orjson.dumps(result))
+
+
+def difference(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> str:
+    """Where the outputs of two builds of a model differ by more than rounding; empty when they agree."""
+    return compare_outputs(found, expected, NETWORK, reference=UNSCHEDULED, what="output")
+
+
+def _widened(tensors: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Tensors with bytes as floats: an output that was quantised has a tolerance too."""
+    return [t.astype(np.float32) if t.dtype.kind in "iu" and t.dtype.itemsize == 1 else t for t in tensors]
 
 
 def _median(latencies_s: Sequence[float]) -> float | None:

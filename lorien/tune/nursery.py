@@ -5,6 +5,7 @@ To import TVM takes a core for a second or two, in each of the children, and aga
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -44,20 +45,25 @@ class Nursery:
     ----------
     command : sequence of str
         What it is started by: ``lorien.tune._child.prepare`` with the number of the socket, which follows the command.
-    setup : bytes
-        Its first message.
+    dialect : str
+        What it loads at once; ``warm_up`` says the rest.
     log : Path
         Where it writes what nobody should read.
     """
 
-    def __init__(self, command: Sequence[str], setup: bytes, log: Path) -> None:
+    def __init__(self, command: Sequence[str], dialect: str, log: Path) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("wb") as out:
             self._process = spawn(command, theirs.fileno(), out.fileno(), log.parent)
-        self._control.send(setup)
+        self._control.send(dialect.encode())
         self._lock = threading.Lock()
         self._unborn: deque[Forked] = deque()
         self._births = 0
+
+    def warm_up(self, setup: bytes) -> None:
+        """Say what it loads for, before its first child: the message that each child gets first as well."""
+        with contextlib.suppress(OSError):  # it has ended: so will its children
+            self._control.send(setup)
 
     @property
     def pid(self) -> int:

@@ -26,9 +26,10 @@ from lorien.dialects import open_live_dialect, open_model_dialect
 from lorien.dialects.metaschedule.frontends import load_model
 from lorien.dialects.metaschedule.workload import BUILD, native_target
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
-from lorien.network import BUDGET_S, Budget
+from lorien.network import BUDGET_S, Budget, _beside_reference
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord
-from lorien.tune.model_run import difference, run_beside
+from lorien.tune.compare import save_outputs
+from lorien.tune.model_run import difference, run_beside, run_reference
 
 TARGET = native_target()
 
@@ -65,6 +66,8 @@ def test_what_the_command_leaves_is_a_model_that_tvm_runs(model, tmp_path):
     assert answer["sources"] == {"database": 0, "ranked": 0, "default": 3}
     assert {w["why"] for w in answer["workloads"]} == {"no database was given; no models were given"}
     assert answer["latency_s"] > 0
+    assert answer["reference"]["name"].startswith("ONNX")
+    assert (answer["reference"]["difference"], answer["reference"]["skipped"]) == ("", "")
     assert json.loads((tmp_path / "out/report.json").read_bytes()) == answer
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "library.so",
@@ -154,6 +157,60 @@ def test_a_wrong_model_is_not_kept(model, tmp_path, monkeypatch):
     with pytest.raises(LorienError, match="the built model is wrong: output 0 is off by"):
         lorien.build(model, output=tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_sorts_and_scans_is_built_and_right(tmp_path):
+    report = lorien.build(networks.sorting(tmp_path / "sorting.onnx"), output=tmp_path / "out")
+    assert report.reference is not None
+    assert report.reference.name
+    assert (report.reference.difference, report.reference.skipped) == ("", "")
+
+
+def test_an_operator_that_is_left_over_is_named(tmp_path):
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4,), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(builder.emit(relax.op.ewise_fma(x, x, x)))
+        builder.emit_func_output(out)
+    with pytest.raises(BadInput, match="no implementation of the Relax operator ewise_fma on this target"):
+        lorien.build(builder.get(), output=tmp_path / "out")
+
+
+def test_what_the_importer_reads_wrongly_is_not_kept(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from lorien.cli import main; main()",
+        "build",
+        "--json",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        [*command, str(networks.sequence(tmp_path / "sequence.onnx"))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "TVM reads the model wrongly: output 0 is off by" in said
+    assert "Nothing was kept. Fix:" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_was_not_compared_with_another_implementation_says_why(model, tmp_path, monkeypatch):
+    outputs = tmp_path / "outputs.npz"
+    save_outputs(outputs, [np.zeros(3, np.float32)])
+    opened = open_model_dialect("metaschedule").open_model(model, TARGET)
+    assert "has shape (3,)" in run_reference(model, opened.inputs, outputs, 60).difference
+    assert "has 1 inputs, TVM's program 0" in run_reference(model, (), outputs, 60).skipped
+    assert "did not end within 0.1 s, and was killed" in run_reference(model, opened.inputs, outputs, 0.1).skipped
+    unknown = onnx.load(str(model))
+    unknown.graph.node[1].op_type = "Nobody"
+    onnx.save(unknown, str(tmp_path / "unknown.onnx"))
+    assert "cannot run the model:" in run_reference(tmp_path / "unknown.onnx", opened.inputs, outputs, 60).skipped
+    monkeypatch.setattr("lorien.network.REFERENCE_S", 1e-9)
+    assert "GFLOP would take" in _beside_reference(model, opened, outputs).skipped
+    assert "no ONNX model" in _beside_reference(load_model(model), opened, outputs).skipped
 
 
 def test_what_cannot_be_built(model, tmp_path):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -128,7 +129,8 @@ class Serving:
         response = connection.getresponse()
         content = response.read()
         connection.close()
-        return response, json.loads(content) if "json" in (response.headers["Content-Type"] or "") else content.decode()
+        is_json = response.headers["Content-Type"] == "application/json"
+        return response, json.loads(content) if is_json else content.decode()
 
     def metric(self, name: str, **headers: str) -> float:
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.ask("/metrics", **headers)[1], re.M)
@@ -271,7 +273,7 @@ def test_errors_are_those_of_the_local_calls(client: Client, shop: Shop) -> None
         ({"workload": {}}, "body.workload.dialect"),
         ({"workload": {"dialect": "autotvm", "name": "x", "identity": []}, "candidates": [[]]}, "lorien extract"),
         ({"workload": {"dialect": "autotvm", "name": "x", "identity": 1, "key": "0" * 32}}, "was edited"),
-        ({"workload": {"dialect": "autotvm", "name": "x", "identity": json.loads("[" * 300 + "]" * 300)}}, "Recursion"),
+        ({"workload": {"dialect": "autotvm", "name": "x", "identity": json.loads("[" * 300 + "]" * 300)}}, "over 254"),
         ({"more": 1}, "body.more"),
     ],
 )
@@ -287,6 +289,80 @@ def test_bad_input_is_told_and_never_an_error_of_the_service(
         assert response.status == 422, value
         assert says in value["message"]
         assert "Fix:" in value["message"] or "Kinds:" in value["message"]
+
+
+def test_whatever_is_sent_is_refused_and_not_an_error_of_the_service(service: Serving, shop: Shop) -> None:
+    """Depths, sizes, numbers, types and characters, in every place of every request."""
+    deep = [json.loads("[" * depth + "]" * depth) for depth in (200, 260, 900)] + [
+        json.loads('{"a":' * 300 + "1" + "}" * 300)
+    ]
+    odd = [*deep, 2**63, 2**64 - 1, -(2**63), 1e308, -1, 0.5, True, None, "\0", "x" * 70_000, [], {}, [[]], {"": []}]
+    whole = json.loads(rank_body(shop))
+    places: list[tuple[str, ...]] = [(name,) for name in (*whole, "top_k", "verify", "other")]
+    places += [("workload", name) for name in whole["workload"]]
+    places += [("target", name) for name in ("kind", "num-cores", "mattr", "mcpu")]
+    for path in ("/v1/rank", "/v1/deliver"):
+        for place in places:
+            for value in odd:
+                known = ("workload", "target", "candidates" if path == "/v1/rank" else "top_k")
+                body = {name: whole.get(name, 1) for name in known} | {"target": {"kind": "llvm"}}
+                if len(place) == 1:
+                    body[place[0]] = [value] if place[0] == "candidates" and value is not None else value
+                else:
+                    body[place[0]] = body[place[0]] | {place[1]: value}
+                response, said = service.ask(path, json.dumps(body).encode(), Content_Type="application/json")
+                assert response.status < 500, (path, place, str(value)[:40], said)
+                assert response.status == 200 or len(said["message"]) < 1100
+    texts = [
+        "{" * 4000,
+        '{"kind": ' + "[" * 4000,
+        "llvm -num-cores=" + "9" * 4090,
+        "%ff%00",
+        "%ed%a0%80",
+        "%F0%9F%98%80",
+        "x" * 5000,
+    ]
+    routes = ("/v1/model?target={}", "/v1/schedules?target={}", "/v1/schedules?workload={}", "/v1/schedules?network={}")
+    routes += ("/v1/schedules/best?target=llvm&workload_key=" + "0" * 32 + "&n={}", "/v1/score?features=a/1&target={}")
+    routes += ("/v1/schedules/related?target={}&workload_key=" + "0" * 32, "/v1/model?target=llvm&dialect={}", "/v1/{}")
+    for route in routes:
+        for text in texts:
+            body = b"abcd" if "score" in route else None
+            quoted = text if "%" in text else quote(text)
+            response, said = service.ask(route.format(quoted), body, Content_Type="application/octet-stream")
+            assert response.status < 500, (route, text[:40], said)
+    bodies = [
+        b"",
+        b"null",
+        b"1",
+        b'"\\ud800"',
+        b"\xff\xfe{",
+        b'{"target": 1e999}',
+        b"[" * 2000 + b"]" * 2000,
+        b"9" * 100_000,
+        b"NaN",
+    ]
+    for path in ("/v1/rank", "/v1/deliver", "/v1/score?target=x86_i7-3770&features=autotvm/1"):
+        for sent in bodies:
+            for kind in ("application/json", "application/octet-stream", "text/plain", "\xe9"):
+                response, said = service.ask(path, sent, Content_Type=kind)
+                assert 400 <= response.status < 500, (path, sent[:40], kind, said)
+                assert "Fix:" in said["message"]
+
+
+def test_a_candidate_nested_deeply(service: Serving, client: Client, shop: Shop) -> None:
+    for depth, status in ((100, 200), (300, 422), (900, 422)):
+        nested = json.loads("[" * depth + "]" * depth)
+        response, value = service.ask(
+            "/v1/rank",
+            json.dumps(json.loads(rank_body(shop)) | {"candidates": [nested]}).encode(),
+            Content_Type="application/json",
+        )
+        assert response.status == status, value
+        if status == 422:
+            assert "over 254 deep. Fix:" in value["message"]
+            with pytest.raises(BadInput, match="cannot be sent as JSON"):
+                client.load_ranker(TARGET).rank(shop.workload, [Candidate(nested)])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ class Device:
         self.batches: list[int] = []
         self._each_s = each_s
 
-    def measure(self, workload: Workload, batch: Sequence[Candidate], *, best_s: float = math.inf) -> list[Measurement]:
+    def measure(
+        self, workload: Workload, batch: Sequence[Candidate], *, best_s: float = math.inf, until_s: float = math.inf
+    ) -> list[Measurement]:
         self.now_s += len(batch) * self._each_s
         self.batches.append(len(batch))
         return [Measurement(Outcome.OK, (1e-3,)) for _ in batch]

@@ -149,3 +149,15 @@ def test_one_family_does_not_take_all_places() -> None:
     count = subject.PER_FAMILY + 1
     assert [one.score for one in subject._diverse(found, count)] == [*scores[: subject.PER_FAMILY], 3.0]
     assert [one.score for one in subject._diverse(found, 99)] == scores
+
+
+def test_a_slow_kernel_is_sampled_no_longer_than_the_clock_allows() -> None:
+    """Each sample of a kernel of a hundred blocks takes a second; without a clock all are drawn at once, as ever."""
+    space = subject._Space(dense(), TARGET, 0)
+    spent = subject._Clock(started_s=0.0, budget_s=1.0)
+    assert 0 < len(space.sample(64, spent)) <= subject._STEP
+    assert len(space.sample(64, subject._Clock(0.0, float("inf")))) == 64
+    island = subject._Island(space, wide_and_balanced)
+    assert 0 < len(island.probe(8, spent)) <= subject._STEP
+    island.evolve(64, (), spent)
+    assert 0 < island.scored <= subject._STEP

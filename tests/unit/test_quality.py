@@ -56,6 +56,7 @@ ROOMS = {
     "s3transfer": ("lorien.aws",),
     "halide": ("lorien.dialects.halide",),
     "onnx": ("lorien.dialects.metaschedule",),
+    "onnxruntime": ("lorien.dialects.metaschedule",),
     "torch": ("lorien.dialects.metaschedule",),
     "pytest": ("lorien.testing",),
     "fastapi": ("lorien.serve",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from lorien.target import Target
 
 if TYPE_CHECKING:
     import tvm
+
+
+_SAID_CHARS = 300
 
 
 class Network:
@@ -55,7 +59,7 @@ class Network:
         return ""
 
     def build(self, schedules: Mapping[str, Candidate], library: Path) -> None:
-        """See ``Model``."""
+        """See ``Model``. Raises ``BadInput`` naming an operator that TVM cannot compile."""
         from tvm import relax
         from tvm.ir.transform import PassContext
         from tvm.s_tir import meta_schedule as ms
@@ -69,8 +73,11 @@ class Network:
                 trace = schedule_of(workload, candidate).trace
                 # One record each: any latency makes it the best.
                 database.commit_tuning_record(ms.database.TuningRecord(trace, entry, [1.0], device, []))
-        with device, database, PassContext(opt_level=3):
-            executable = relax.build(self._lowered, target=device, relax_pipeline=_passes(device))
+        try:
+            with device, database, PassContext(opt_level=3):
+                executable = relax.build(self._lowered, target=device, relax_pipeline=_passes(device))
+        except Exception as error:  # a compiler raises anything
+            raise BadInput(_uncompiled(error)) from error
         # Beside the library: TVM's own folder would stay if this process is killed.
         executable.export_library(str(library), workspace_dir=str(library.parent))
 
@@ -82,7 +89,9 @@ def _passes(device: tvm.target.Target) -> tvm.ir.transform.Pass:
     from tvm.relax.pipeline import BackendDispatcher
     from tvm.s_tir import dlight
 
-    passes = [relax.transform.MetaScheduleApplyDatabase()]
+    # LegalizeOps leaves sorting, scans and sampling to these: they know what the target's runtime has of it.
+    passes = [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()]
+    passes.append(relax.transform.MetaScheduleApplyDatabase())
     if BackendDispatcher.is_gpu_target(device):
         gpu = dlight.gpu
         rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
@@ -102,6 +111,18 @@ def _passes(device: tvm.target.Target) -> tvm.ir.transform.Pass:
         relax.transform.AttachGlobalSymbol(),
     ]
     return Sequential(passes)
+
+
+def _uncompiled(error: Exception) -> str:
+    """What TVM could not compile: an operator that no pass has lowered, or what else it says."""
+    said = str(error).strip() or type(error).__name__
+    left_over = re.search(r"^Offending call:\s*R\.([\w.]+)", said, re.MULTILINE)
+    if left_over is not None:
+        return (
+            f"TVM has no implementation of the Relax operator {left_over[1]} on this target; it was left over when all "
+            "others were lowered. Fix: export the model without it"
+        )
+    return f"TVM cannot compile the model: {type(error).__name__} {' '.join(said.split())[-_SAID_CHARS:]}"
 
 
 def run(

@@ -48,7 +48,9 @@ DRAFTING_SHARE = 0.5
 MAKING_SHARE = 0.8
 """The same until when they are made: a first generation of drafts is as good as later ones, and more varied."""
 CHUNK = 8
-"""Drafts made and scored between two looks at the clock."""
+"""Drafts made before they are scored."""
+_STEP = 2
+"""Samples between two looks at the clock."""
 PRESSURE = 3
 """Parents are drawn by (rank / population) to this power, whatever the scale of the scores."""
 _SMALLEST = 4
@@ -104,7 +106,8 @@ def search(
     islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
         probe = PROBE if draft is None else DRAFT_PROBE
-        samples = [schedule for found in pool.map(lambda island: island.probe(probe), islands) for schedule in found]
+        probed = pool.map(lambda island: island.probe(probe, clock), islands)
+        samples = [schedule for found in probed for schedule in found]
         drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed, clock)
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
@@ -126,9 +129,9 @@ class _Clock(NamedTuple):
     started_s: float
     budget_s: float
 
-    def past(self, share: float) -> bool:
-        """Whether that share of the seconds is used up."""
-        return time.monotonic() - self.started_s > share * self.budget_s
+    def past(self, share: float, ahead_s: float = 0.0) -> bool:
+        """Whether that share of the seconds is used up, or will be when what takes ``ahead_s`` is done."""
+        return time.monotonic() + ahead_s - self.started_s > share * self.budget_s
 
 
 def _drafts(
@@ -199,11 +202,22 @@ class _Space:
         """The schedule of a draft; None where TVM has none."""
         return make(self.workload, trace, self._context)
 
-    def sample(self, count: int) -> list[Schedule]:
-        """At most ``count`` random schedules that every post-processor accepts; duplicates are possible."""
+    def sample(self, count: int, clock: _Clock | None = None) -> list[Schedule]:
+        """At most ``count`` random schedules that every post-processor accepts; duplicates are possible.
+
+        With a clock, of one at least, and no more than the first generation has time for: of a kernel of a hundred
+        blocks a sample takes a second.
+        """
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
 
-        return list(ffi.SearchStrategyEvolutionarySearchSampleInitPopulation(self._context.search_strategy, count))
+        timed = clock is not None and clock.budget_s < float("inf")
+        found: list[Schedule] = []
+        for _ in range(0, count, _STEP if timed else count):
+            if timed and found and clock is not None and clock.past(SAMPLING_SHARE):
+                break
+            some = min(_STEP, count - len(found)) if timed else count
+            found += ffi.SearchStrategyEvolutionarySearchSampleInitPopulation(self._context.search_strategy, some)
+        return found
 
 
 class _Found(NamedTuple):
@@ -234,12 +248,16 @@ class _Island:
         self._score = score
         self._scores: dict[Schedule, float] = {}
         self._first: list[Schedule] = []
+        self._each_s = 0.0
+        """How long a sample takes."""
 
-    def probe(self, count: int) -> list[Schedule]:
-        """The first random samples, scored."""
+    def probe(self, count: int, clock: _Clock) -> list[Schedule]:
+        """The first random samples, scored; fewer where they take longer than the clock allows."""
+        began_s = time.monotonic()
         for _ in range(_TRIES):  # of a GPU's samples most break its limits
-            if len(self._first) < count:
-                self._first += self._space.sample(count)
+            if len(self._first) < count and not (self._first and clock.past(SAMPLING_SHARE)):
+                self._first += self._space.sample(count, clock)
+        self._each_s = (time.monotonic() - began_s) / max(1, len(self._first))
         self._weights(self._first)
         # Of a handful of schedules more samples find all, and there is nothing to breed.
         self.exhausted = 0 < len(self.found) <= _EXHAUSTED * len(self._first)
@@ -250,13 +268,14 @@ class _Island:
         from tvm.s_tir.meta_schedule import _ffi_api as ffi
 
         if self.exhausted:
-            self._weights(self._space.sample(PROBE))
+            self._weights(self._space.sample(PROBE, clock))
             return
         made = self._made(drafts, clock)
         first = [*self._first, *made]
         while len(made) < PROBE and len(first) < population and not clock.past(SAMPLING_SHARE):
-            first += self._space.sample(min(PROBE, population - len(first)))
-        if not first:
+            first += self._space.sample(min(PROBE, population - len(first)), clock)
+        # To breed one takes as long as to sample one, and TVM's loop over them has no way out.
+        if not first or clock.past(1.0, len(first) * self._each_s):
             return
         scored_s = time.monotonic()
         expired = False
@@ -288,7 +307,10 @@ class _Island:
         for at in range(0, len(drafts), CHUNK):
             if at and (clock.past(MAKING_SHARE) or len(found) < _USABLE * (at - CHUNK)):
                 break
-            made = [schedule for schedule in map(self._space.make, drafts[at : at + CHUNK]) if schedule is not None]
+            made: list[Schedule] = []
+            for trace in drafts[at : at + CHUNK]:
+                schedule = None if made and clock.past(MAKING_SHARE) else self._space.make(trace)
+                made += [schedule] if schedule is not None else []
             known = self._scores
             self._weights(made)
             self._scores |= known

@@ -10,6 +10,7 @@ import numpy as np
 
 from lorien.dialects.base import LiveDialect
 from lorien.errors import BadInput
+from lorien.records import Candidate
 
 
 class MisbehavingDialect(LiveDialect):
@@ -19,6 +20,10 @@ class MisbehavingDialect(LiveDialect):
     def warm_up(self, target):
         if target.kind == "cuda":
             raise RuntimeError("no such device")
+
+    def search(self, workload, target, count, score, *, seed=0, budget_s=None):
+        misbehave(workload.name)
+        return [Candidate({"number": number}, 1.0) for number in range(count)]
 
     def build(self, workload, candidate, target, out):
         schedule = candidate.schedule or {}
