@@ -20,6 +20,7 @@ from lorien.featurize.schema import ROW_FIELDS, joined
 from lorien.featurize.store import TableStore
 from lorien.logs.content import content_of
 from lorien.logs.walk import info_for
+from lorien.plausible import doubt_of
 from lorien.records import TuningRecord
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def write_table(shard: Shard, path: Path, table: Path) -> ShardDone:
     with writing(table, schema) as writer:
         batches: list[pa.RecordBatch] = []
         info = info_for(log, path)
-        for records, features in extractor.extract_log(path, info, report, (shard.index, shard.count), BATCH_ROWS):
+        for read, rows_read in extractor.extract_log(path, info, report, (shard.index, shard.count), BATCH_ROWS):
+            records, features = _plausible(read, rows_read, report)
             batches.append(_record_batch(schema, records, features, info))
             rows += len(records)
             if sum(batch.num_rows for batch in batches) >= ROW_GROUP_ROWS:
@@ -121,6 +123,20 @@ def write_table(shard: Shard, path: Path, table: Path) -> ShardDone:
     if report.records != shard.lines:  # Some cannot be read: they never could, or the log was damaged since.
         _check_content(log, path)
     return ShardDone(rows, report.unreadable, tuple(report.reasons))
+
+
+def _plausible(
+    records: Sequence[TuningRecord], features: Features, report: ReadReport
+) -> tuple[Sequence[TuningRecord], Features]:
+    """The records whose latencies can be true: another would be the best of its workload, and spoil every label."""
+    doubts = [doubt_of(record) for record in records]
+    for record, why in zip(records, doubts, strict=True):
+        if why:
+            report.bad(record.workload.name, why)
+    if not any(doubts):
+        return records, features
+    kept = [index for index, why in enumerate(doubts) if not why]
+    return [records[index] for index in kept], features[kept]
 
 
 def _check_content(log: StoredLog, path: Path) -> None:

@@ -22,6 +22,8 @@ SIDECAR = "lorien.json"
 SIDECAR_VERSION = 1
 DETAILS = "details.jsonl"
 """Beside the native files of a session: what they have no place for."""
+MAX_NAME_CHARS = 120
+"""Of a network in an id: a folder's name has room for 255 bytes."""
 SESSIONS = "sessions"
 """Folder of a store where tuning sessions grow: what is in it is no log yet."""
 
@@ -109,7 +111,7 @@ class StoredLog:
         """Its place in a store: ``<dialect>/<target key>/<network>-<12 digits of the fingerprint>``."""
         if self.place:
             return self.place
-        network = re.sub(r"[^A-Za-z0-9._+]+", "-", self.network or "").strip("-.") or "log"
+        network = re.sub(r"[^A-Za-z0-9._+]+", "-", self.network or "").strip("-.")[:MAX_NAME_CHARS] or "log"
         return f"{self.dialect}/{self.target.key}/{network}-{self.fingerprint[:12]}"
 
     @property

@@ -25,6 +25,7 @@ from lorien.logs import open_logs
 from lorien.logs.base import DETAILS, SESSIONS, SIDECAR, info_of, read_sidecar
 from lorien.logs.walk import LogWalk
 from lorien.models.store import Model, open_models
+from lorien.plausible import doubt_of
 from lorien.records import Json, Measurement, TuningRecord
 from lorien.report.judge import Judgement, judge
 from lorien.report.peak import Peak
@@ -268,7 +269,7 @@ def _session(folder: Path, report: Report) -> tuple[SessionCard, Iterator[Tuning
 
     def records() -> Iterator[TuningRecord]:
         read = ReadReport()
-        for record in detailed(dialect.read(folder, info, read), folder / DETAILS):
+        for record in _plausible(detailed(dialect.read(folder, info, read), folder / DETAILS), read):
             measured = record.measurement
             card.outcomes[measured.outcome.value] += 1
             card.build_s += measured.build_s
@@ -307,11 +308,21 @@ def _stored(url: str, report: Report) -> Iterator[TuningRecord]:
     walk = LogWalk(store)
     for log in walk:
         read = ReadReport()
-        yield from (replace(record, log=log.id) for record in walk.read(log, read))
+        for record in _plausible(walk.read(log, read), read):
+            yield replace(record, log=log.id)
         _skipped(report, log.id, read)
     if not walk.total and not url.startswith("s3://"):
         for sidecar in sorted(Path(url.removeprefix("file://")).rglob(SIDECAR)):
             yield from _session(sidecar.parent, report)[1]
+
+
+def _plausible(records: Iterable[TuningRecord], read: ReadReport) -> Iterator[TuningRecord]:
+    """Those whose latencies can be true; the others count as records that cannot be read."""
+    for record in records:
+        if why := doubt_of(record):
+            read.bad(record.workload.name, why)
+        else:
+            yield record
 
 
 def _skipped(report: Report, where: str, read: ReadReport) -> None:
@@ -360,7 +371,7 @@ def _run_records(
         if (log.target.key, log.job or "") in sealed and (log.started_s or run.created_s) >= run.created_s:
             published.add(sealed[log.target.key, log.job or ""])
             read = ReadReport()
-            for record in walk.read(log, read):
+            for record in _plausible(walk.read(log, read), read):
                 if (record.target.key, record.workload.key) in wanted:
                     yield replace(record, log=log.id)
             _skipped(report, log.id, read)

@@ -33,6 +33,7 @@ from lorien.logs.content import content_of
 from lorien.logs.ingest import IngestReport, ingest
 from lorien.logs.walk import info_for
 from lorien.records import TuningRecord
+from lorien.report.sources import Report, gather, source_of
 from lorien.target import Target
 
 SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
@@ -541,3 +542,23 @@ def test_a_store_that_is_read_only_can_be_read(store: LogStore, autotvm_log: Mak
         path.chmod(0o500 if path.is_dir() else 0o400)
     other = open_logs(str(copy))
     assert [len(read(other, log)) for log in other.list()] == [1]
+
+
+def test_a_latency_that_cannot_be_true_is_in_no_table_and_no_report(
+    store: LogStore, autotvm_log: MakeLog, line: Line, tmp_path: Path
+) -> None:
+    take(store, autotvm_log("net.log", [line([1e-3], target="cuda"), line([1e-300], tile=2, target="cuda")]))
+    report = featurize(store, tmp_path / "features", processes=1)
+    assert (report.rows, report.skipped) == (1, 1)
+    assert "less than a clock can see" in report.reasons[0]
+    page = Report("a page", 0.0, sources=[source_of(store.url, None)])
+    gather(page)
+    assert [own.best_s for own in page.tally.workloads.values()] == [1e-3]
+    assert "less than a clock can see" in page.problems[0]
+
+
+def test_a_long_name_of_a_network_fits_a_folder(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
+    path = autotvm_log("net.log", [line(target="cuda")])
+    assert take(store, path, network="n" * 1000).new == 1
+    (log,) = store.list()
+    assert (log.network, len(read(store, log))) == ("n" * 1000, 1)

@@ -32,7 +32,7 @@ def module_graph(definition: Json) -> Json:
     """
     graph = decoded(definition)
     if "root_index" in graph:
-        _check(graph)
+        check_graph(graph)
     return graph
 
 
@@ -47,7 +47,8 @@ def decoded(definition: Json) -> Json:
     return graph
 
 
-def _check(graph: Json) -> None:
+def check_graph(graph: Json) -> None:
+    """Raise ``BadInput`` where TVM's reader would not end well; for graphs of TVM 0.20 and later."""
     nodes, root = graph.get("nodes"), graph["root_index"]
     if not isinstance(nodes, list) or not isinstance(root, int) or not 0 <= root < len(nodes):
         raise BadInput("the module is damaged: its root is no node")
