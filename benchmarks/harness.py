@@ -11,8 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from lorien.dialects import resolve_target
 
 BIN = Path(sys.executable).parent
 GIB = 1 << 30
@@ -60,3 +63,19 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     lines = [list(columns), ["---"] * len(columns), *[[text(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_result(name: str, value: Any) -> Path:
+    """Keep the raw results of a benchmark: ``benchmarks/results/<name>/<machine>.json``, with what they are of."""
+    about = {
+        "machine": machine(),
+        "target": resolve_target("native").key,
+        "load": os.getloadavg(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv),
+        "versions": {package: version(package) for package in ("lorien", "numpy", "pyarrow", "apache-tvm")},
+    }
+    path = Path(__file__).parent / "results" / name / f"{about['target']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**about, "results": value}, indent=1) + "\n")
+    return path
