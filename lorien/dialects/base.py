@@ -196,6 +196,7 @@ class LiveDialect(LogDialect, Protocol):
         candidates are random samples and carry no score. A dialect whose extractor names ``early`` columns takes two
         keywords more: ``draft``, another ``ScoreFn``, of rows in which all other columns are NaN; and ``rows``, a dict
         that is filled with the features (columns,) of each candidate scored and returned, by its key.
+        Where an answer has a budget it is called in a child process, which is killed when that is spent.
         """
 
     def warm_up(self, target: Target) -> None:
