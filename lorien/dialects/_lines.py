@@ -139,7 +139,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 pieces.append(head)
                 for line in b"".join(pieces).split(b"\n"):
                     number += 1
-                    if line and not line.isspace():
+                    if _holds_text(line):
                         yield number, line
                 pieces, length = [tail], len(tail)
                 continue
@@ -153,7 +153,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as error:
         raise UnreadableLog(f"{path} cannot be read: {error.strerror or error}") from error
     rest = b"".join(pieces)
-    if rest and not rest.isspace():
+    if _holds_text(rest):
         yield number + 1, rest
 
 
@@ -172,9 +172,14 @@ def head_lines(path: Path, count: int = SNIFF_LINES) -> list[bytes]:
     return lines
 
 
+def is_number(value: Json) -> bool:
+    """True of a number of JSON: ``true`` is none, though it is an ``int`` to Python."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def is_binary(line: bytes) -> bool:
-    """True for bytes that no text log holds."""
-    return b"\0" in line
+    """True for bytes that no text log holds, but at the end of a line: there a power loss leaves them."""
+    return b"\0" in line and b"\0" in line.rstrip(b"\0")
 
 
 def find_logs(path: Path, accepts: Callable[[bytes], bool]) -> Iterator[Path]:
@@ -202,6 +207,11 @@ def why_not(path: Path, dialect: str) -> str:
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     return "it is binary" if is_binary(line) else f"its first {SNIFF_LINES} lines hold no {dialect} record"
+
+
+def _holds_text(line: bytes) -> bool:
+    # Zeros are pages that were never written before the power failed.
+    return bool(line) and not line.isspace() and (line[0] != 0 or bool(line.strip(b"\0")))
 
 
 def _text(path: Path) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from lorien.dialects._lines import Targets, find_logs, iter_lines, json_object, read_records
+from lorien.dialects._lines import Targets, find_logs, is_number, iter_lines, json_object, read_records
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
@@ -155,7 +155,7 @@ def _is_record(line: bytes) -> bool:
 
 def measurement_of(latencies_s: Json, error: Json, timestamp_s: Json) -> Measurement:
     """The measurement that a log's result tells of; auto_scheduler writes the same. Raises ``BadInput``."""
-    if not isinstance(error, int) or not isinstance(timestamp_s, (int, float)):
+    if not isinstance(error, int) or not is_number(timestamp_s):
         raise BadInput(f"error number {error!r} or time {timestamp_s!r} is not a number")
     outcome = _OUTCOMES.get(error, Outcome.UNKNOWN_ERROR)
     if outcome is not Outcome.OK:
@@ -163,7 +163,7 @@ def measurement_of(latencies_s: Json, error: Json, timestamp_s: Json) -> Measure
     if not isinstance(latencies_s, list) or not latencies_s:
         raise BadInput("no latency in a record without error")
     for latency_s in latencies_s:
-        if not isinstance(latency_s, (int, float)) or not 0 < latency_s < FAILED_LATENCY_S:
+        if not is_number(latency_s) or not 0 < latency_s < FAILED_LATENCY_S:
             raise BadInput(f"latency {latency_s!r} s in a record without error")
     return Measurement(outcome, tuple(latencies_s), timestamp_s=timestamp_s)
 

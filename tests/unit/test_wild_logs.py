@@ -292,6 +292,27 @@ def test_text_of_windows_is_read_or_named(store: LogStore, autotvm_log: MakeLog,
     assert next(store.list("metaschedule", Target.parse("cuda"))).network == "told"
 
 
+def test_pages_that_a_power_loss_left_unwritten_cost_their_line_alone(
+    store: LogStore, autotvm_log: MakeLog, line: Line
+) -> None:
+    lines = [line(tile=tile, target="cuda").encode() for tile in (1, 2, 3)]
+    path = autotvm_log("net.log", [])
+    for tail in (b"\n" + b"\0" * 4096, lines[2][:50] + b"\0" * 4096 + b"\n", b"\0" * 4096 + b"\n"):
+        path.write_bytes(lines[0] + b"\n" + lines[1] + b"\n" + tail)
+        assert take(store, path).records == 2
+
+
+@pytest.mark.parametrize("latency_s", [True, "1e-3", None, [1e-3], 0, -1.0])
+def test_what_is_no_latency_costs_its_record_alone(
+    store: LogStore, autotvm_log: MakeLog, line: Line, tmp_path: Path, latency_s: Any
+) -> None:
+    good, bad = line(target="cuda"), json.loads(line(tile=2, target="cuda"))
+    bad["result"][0] = [latency_s]
+    assert take(store, autotvm_log("net.log", [good, json.dumps(bad)])).unreadable == 1
+    log = metaschedule_log(tmp_path / "net", [{"kind": "llvm"}] * 2, [1e-3, latency_s])
+    assert take(store, log, dialect="metaschedule").unreadable == 1
+
+
 def test_an_unknown_model_is_no_model(store: LogStore, autotvm_log: MakeLog, line: Line) -> None:
     texts = ["cuda -keys=cuda,gpu -arch=sm_75 -model=unknown", "cuda -arch=sm_75"]
     assert {Target.parse(text).key for text in texts} == {"cuda-arch_sm_75"}

@@ -12,7 +12,16 @@ from pathlib import Path
 import orjson
 
 from lorien.dialects._compressed import find_file, plain_name
-from lorien.dialects._lines import DAMAGE, Targets, head_lines, iter_lines, parsed, read_records, refuse_binary
+from lorien.dialects._lines import (
+    DAMAGE,
+    Targets,
+    head_lines,
+    is_number,
+    iter_lines,
+    parsed,
+    read_records,
+    refuse_binary,
+)
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.halide.pipelines import DIALECT
 from lorien.errors import BadInput, UnreadableLog
@@ -117,7 +126,7 @@ def _record(
 
 
 def _measurement(latencies_s: Json) -> Measurement:
-    if not isinstance(latencies_s, list) or not all(isinstance(s, (int, float)) and s > 0 for s in latencies_s):
+    if not isinstance(latencies_s, list) or not all(is_number(s) and s > 0 for s in latencies_s):
         raise BadInput(f"its latencies are no positive numbers: {latencies_s!r:.80}")
     if not latencies_s:
         return Measurement(Outcome.UNKNOWN_ERROR, detail="failed to build or run; details.jsonl beside may say why")

@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorien.dialects._compressed import find_file, plain_name
-from lorien.dialects._lines import DAMAGE, Targets, head_lines, iter_lines, parsed, read_records, refuse_binary
+from lorien.dialects._lines import (
+    DAMAGE,
+    Targets,
+    head_lines,
+    is_number,
+    iter_lines,
+    parsed,
+    read_records,
+    refuse_binary,
+)
 from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.dialects.metaschedule.graph import module_graph
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
@@ -194,7 +203,7 @@ def _record(
 def _measurement(run_secs: Json) -> Measurement:
     if not run_secs:
         return Measurement(Outcome.UNKNOWN_ERROR, detail="no latency in the log")
-    if not isinstance(run_secs, list) or not all(isinstance(s, (int, float)) for s in run_secs):
+    if not isinstance(run_secs, list) or not all(map(is_number, run_secs)):
         raise BadInput(f"its latencies are no numbers: {run_secs!r:.80}")
     if any(s >= FAILED_S for s in run_secs):
         return Measurement(Outcome.UNKNOWN_ERROR, detail="failed to build or run; the log does not say why")
