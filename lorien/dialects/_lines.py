@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from lorien.dialects._compressed import archive_kind, chunks
+from lorien.dialects._compressed import SUFFIXES, archive_kind, chunks
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Json, TuningRecord
@@ -182,13 +182,17 @@ def is_binary(line: bytes) -> bool:
     return b"\0" in line and b"\0" in line.rstrip(b"\0")
 
 
-def find_logs(path: Path, accepts: Callable[[bytes], bool]) -> Iterator[Path]:
-    """The file ``path``, or those below it, whatever their names, that are of a dialect.
+def find_logs(path: Path, suffixes: tuple[str, ...], accepts: Callable[[bytes], bool]) -> Iterator[Path]:
+    """The file ``path``, or those below it named with one of ``suffixes`` (or that and a compression's), of a dialect.
+
+    With no suffixes, files of any name.
 
     A file belongs to the dialect when ``accepts`` is true of one of its first lines: the very first may be damaged.
     The order is that of the sorted paths.
     """
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    names = tuple(f"{suffix}{packed}" for suffix in suffixes for packed in ("", *SUFFIXES)) or ("",)
+    files = [file for file in sorted(path.rglob("*")) if file.name.endswith(names)] if path.is_dir() else [path]
+    for file in files:
         if file.is_file() and any(map(accepts, head_lines(file))):
             yield file
 

@@ -35,7 +35,7 @@ class AutoSchedulerDialect:
 
     def find(self, path: Path) -> Iterator[Path]:
         """Files that hold an Ansor line."""
-        yield from find_logs(path, _is_record)
+        yield from find_logs(path, (), _is_record)
 
     def files(self, log: Path) -> list[Path]:
         """The file itself."""

@@ -65,7 +65,7 @@ class AutoTvmDialect:
 
     def find(self, path: Path) -> Iterator[Path]:
         """Files that hold an AutoTVM line."""
-        yield from find_logs(path, _is_record)
+        yield from find_logs(path, (), _is_record)
 
     def files(self, log: Path) -> list[Path]:
         """The file itself."""

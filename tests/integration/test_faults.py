@@ -331,7 +331,7 @@ def test_a_missing_bucket(aws: Callable[[str], str], server: str) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("requests", range(5))
+@pytest.mark.parametrize("requests", range(6))
 def test_a_publication_that_is_cut_short(
     s3_folder: Callable[[str], str],
     aws: Callable[[str], str],
@@ -345,11 +345,11 @@ def test_a_publication_that_is_cut_short(
     store, cut = open_logs(url), open_logs(url.replace(aws("seaweedfs"), proxy.url))
     try:
         proxy.faults.extend([None] * requests + [proxy.DROP] * 20)
-        if requests < 4:  # list, is it there, file, sidecar
+        if requests < 5:  # list by both keys of the target, is it there, file, sidecar
             with pytest.raises(StoreUnavailable, match=r"Nothing half-written.*Fix"):
                 ingest([log], cut, dialect=open_dialect("autotvm"), target=TARGET)
             assert list(store.list()) == []
-        assert ingest([log], store if requests < 4 else cut, dialect=open_dialect("autotvm"), target=TARGET).new == 19
+        assert ingest([log], store if requests < 5 else cut, dialect=open_dialect("autotvm"), target=TARGET).new == 19
         (stored,) = store.list()
         with store.local(stored) as path:
             assert path.read_bytes() == log.read_bytes()

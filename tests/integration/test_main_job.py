@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_as_many_are_verified_as_the_model_asks_for_and_the_budget_allows(job: P
     assert 0 < answer["expected_fraction"] <= 1
     # All of those asked for, or as many as there was time for, and the note says so.
     assert tried == wanted or f"the budget ended after {tried} of {wanted}" in answer["note"]
-    assert answer["best_latency_s"] < answer["default_latency_s"]
+    # The default is run last: the budget may end before it.
+    assert answer["best_latency_s"] < (answer["default_latency_s"] or math.inf)
 
 
 def test_the_model_drafts_by_what_is_known_before_lowering(job: Path) -> None:

@@ -19,7 +19,7 @@ from lorien.dialects.apart import workloads_and_log
 from lorien.dialects.metaschedule import MetaScheduleDialect
 from lorien.featurize.schema import joined, parted
 from lorien.featurize.splits import split_holdout
-from lorien.logs.base import StoredLog
+from lorien.logs.base import LogFile, StoredLog
 from lorien.records import Workload
 from lorien.target import Target
 
@@ -131,8 +131,9 @@ def test_names_of_networks(models: list[str], names: list[str]) -> None:
 
 
 def test_a_name_with_a_folder_is_legal_where_networks_are_named() -> None:
+    files = (LogFile("net.log", 1, 1, "0" * 64, 1, "0" * 64),)
     log = StoredLog(
-        "metaschedule", Target("llvm"), "a/model", (), True, "0" * 64, records=1, failed=0, unreadable=0, workloads=1
+        "metaschedule", Target("llvm"), "a/model", files, True, "0" * 64, records=1, failed=0, unreadable=0, workloads=1
     )
     assert log.id == "metaschedule/llvm/a-model-000000000000"
     assert StoredLog.from_json(log.to_json(), "here") == log

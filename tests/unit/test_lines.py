@@ -91,7 +91,9 @@ def test_finds_logs_by_content_in_a_stable_order(tmp_path: Path) -> None:
     def mine(line: bytes) -> bool:
         return line == b"mine"
 
-    found = [p.relative_to(tmp_path).as_posix() for p in find_logs(tmp_path, mine)]
+    found = [p.relative_to(tmp_path).as_posix() for p in find_logs(tmp_path, (), mine)]
     assert found == ["B.LOG", "a.json.gz", "b/1.log", "b/2.log.tmp", "c", "late.log"]
-    assert list(find_logs(tmp_path / "c", mine)) == [tmp_path / "c"]
-    assert list(find_logs(tmp_path / "missing", mine)) == []
+    named = [path.name for path in find_logs(tmp_path, (".json", ".log"), mine)]
+    assert named == ["a.json.gz", "1.log", "late.log"]
+    assert list(find_logs(tmp_path / "c", (".log",), mine)) == [tmp_path / "c"]  # named by the user
+    assert list(find_logs(tmp_path / "missing", (), mine)) == []

@@ -114,3 +114,32 @@ assert loaded == {"tvm.s_tir.tensor_intrin.x86"}, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_fields_that_hold_a_number_are_those_of_tvm() -> None:
+    """A field that is taken for a reference, and is none, would refuse modules that are whole."""
+    import json
+
+    from tvm_ffi import core
+    from tvm_ffi.registry import get_registered_type_keys
+
+    from lorien.dialects.metaschedule.graph import NUMBERS
+
+    rooms = ("ir.", "tirx.", "prim.", "relax.", "te.")
+    others = (
+        "relax.attrs.",
+        "relax.distributed.",
+        "relax.dpl.",
+        "tirx.transform.",
+        "tirx.TensorMapEncodeTiledAttr",
+        "ir.Op",
+    )
+    found: dict[str, set[str]] = {}
+    for key in map(str, get_registered_type_keys()):
+        if not key.startswith(rooms) or key.startswith(others):
+            continue
+        for field in core._lookup_or_register_type_info_from_type_key(key).fields or ():
+            schema = (field.metadata or {}).get("type_schema")
+            if isinstance(schema, str) and json.loads(schema)["type"] == "int":
+                found.setdefault(key, set()).add(field.name)
+    assert found == NUMBERS

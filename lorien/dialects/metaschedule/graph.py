@@ -18,8 +18,22 @@ MAX_DEPTH = 256
 _LENGTH_BYTES = 8
 _LITERALS = {"ffi.String", "ffi.SmallStr", "ffi.Bytes", "ffi.SmallBytes", "int", "float", "bool", "str", "None"}
 """Types whose data is a value; of all others it refers to nodes, by their numbers."""
-_NUMBERS = {"data_alignment", "offset_factor"}
-"""Fields of buffers that hold a number and no reference."""
+NUMBERS = {
+    "ir.Span": {"line", "column", "end_line", "end_column"},
+    "ir.TupleGetItem": {"index"},
+    "relax.ShapeType": {"ndim"},
+    "relax.TensorType": {"ndim"},
+    "relax.VDevice": {"vdevice_id"},
+    "te.Reduce": {"value_index"},
+    "te.Tensor": {"value_index"},
+    "tirx.BufferType": {"data_alignment", "offset_factor"},
+    "tirx.ComposeLayout": {"per_element", "swizzle_len", "atom_len", "inner_mask", "outer_mask"},
+    "tirx.ExecScope": {"kind"},
+    "tirx.For": {"kind"},
+    "tirx.IterVar": {"iter_type"},
+    "tirx.ScopeIdDef": {"scope"},
+}
+"""Fields that hold a number and no reference, by type. A test compares them with TVM's own description of its types."""
 
 
 def module_graph(definition: Json) -> Json:
@@ -57,7 +71,7 @@ def check_graph(graph: Json) -> None:
         if not isinstance(node, dict) or not isinstance(node.get("type"), str):
             raise BadInput(f"the module is damaged: node {position} has no type")
         depth = 0
-        for reference in () if node["type"] in _LITERALS else _references(node.get("data")):
+        for reference in () if node["type"] in _LITERALS else _references(node):
             # Children come before their parents in what TVM writes: with that, there are no circles.
             if not 0 <= reference < position:
                 raise BadInput(f"the module is damaged: node {position} refers to node {reference}")
@@ -67,9 +81,11 @@ def check_graph(graph: Json) -> None:
         depths.append(depth)
 
 
-def _references(data: Json) -> list[int]:
+def _references(node: dict[str, Json]) -> list[int]:
+    data = node.get("data")
     if isinstance(data, dict):
-        data = [value for name, value in data.items() if name not in _NUMBERS]
+        numbers = NUMBERS.get(node["type"], ())
+        data = [value for name, value in data.items() if name not in numbers]
     if not isinstance(data, list):
         return []
     return [value for value in data if isinstance(value, int) and not isinstance(value, bool)]

@@ -140,8 +140,8 @@ def load_module(structural_hash: str, definition: str) -> tvm.IRModule:
     require_tvm()
     from tvm.s_tir import meta_schedule as ms
 
-    module_graph(definition)
     try:
+        module_graph(definition)
         return ms.database.Workload.from_json([structural_hash, definition]).mod
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
