@@ -15,7 +15,7 @@ INPUTS = {
     "auto_scheduler": 40,
     "autotvm": 40,
     "halide": 30,
-    "metaschedule": 25,
+    "metaschedule": 12,
     "metaschedule_legacy": 30,
     "sidecar": 40,
     "targets": 400,

@@ -130,6 +130,7 @@ def test_fields_that_hold_a_number_are_those_of_tvm() -> None:
         "relax.attrs.",
         "relax.distributed.",
         "relax.dpl.",
+        "relax.transform.",
         "tirx.transform.",
         "tirx.TensorMapEncodeTiledAttr",
         "ir.Op",

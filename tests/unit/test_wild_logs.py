@@ -228,7 +228,7 @@ def test_a_folder_is_searched_whatever_its_files_are_called(
         "notes.md": b"# notes",
         "empty.log": b"",
         "old.zip": b"PK\x03\x04..",
-        "x.bin": b"\x7fELF\0",
+        "x.bin": b"\x7fELF\0\1",
     }.items():
         (tmp_path / "runs" / name).write_bytes(data)
     (tmp_path / "runs" / "utf16.log").write_bytes(line().encode("utf-16"))
