@@ -210,7 +210,7 @@ def tables_read(work: Path) -> list[bytes]:
 
 def records(folder: str) -> bytes:
     """What a session below a folder has acknowledged."""
-    return b"".join(path.read_bytes() for path in Path(folder).rglob("halide_records.jsonl"))
+    return b"".join(path.read_bytes() for path in Path(folder, "logs").rglob("halide_records.jsonl"))
 
 
 def kills(work: Path, count: int) -> tuple[Tried, Tried]:
