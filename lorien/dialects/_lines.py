@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -17,6 +17,8 @@ from lorien.dialects.base import LogInfo, ReadReport
 from lorien.errors import BadInput, UnreadableLog
 from lorien.records import Json, TuningRecord
 from lorien.target import Target
+
+T = TypeVar("T")
 
 SNIFF_LINES = 20
 SNIFF_BYTES = 32 << 20
@@ -52,10 +54,10 @@ def read_records(
             yield found
 
 
-def decode(record: Callable[[bytes], TuningRecord], line: bytes) -> TuningRecord:
-    """What ``record`` makes of a line. Raises ``BadInput`` alone: a line is foreign data and may hold anything."""
+def decode(read: Callable[[bytes], T], line: bytes) -> T:
+    """What ``read`` makes of a line. Raises ``BadInput`` alone: a line is foreign data and may hold anything."""
     try:
-        return record(line)
+        return read(line)
     except BadInput:
         raise
     except DAMAGE as error:

@@ -30,13 +30,14 @@ class Contest:
     Attributes
     ----------
     best_s : float
-        Lowest latency that is believed, infinity while there is none.
+        Lowest latency that is believed, infinity while there is none. Given as None, all is believed at once.
     again : list of int
         Candidates to run again, in order. Whoever runs them takes them out.
     """
 
-    def __init__(self, best_s: float, candidates: Collection[int]) -> None:
-        self.best_s = best_s
+    def __init__(self, best_s: float | None, candidates: Collection[int]) -> None:
+        self._believes_all = best_s is None
+        self.best_s = math.inf if best_s is None else best_s
         self.again: list[int] = []
         self._open = set(candidates)
         self._doubted: dict[int, Measurement] = {}
@@ -44,12 +45,17 @@ class Contest:
         self._first_s = math.inf
         self._held: list[tuple[int, Measurement]] = []
 
-    def limit_s(self, index: int) -> float:
-        """What a candidate may be compared with, to be stopped early, when it is run now."""
+    def limit_s(self, index: int) -> float | None:
+        """What a candidate may be compared with, to be stopped early, when it is run now; None runs it in full."""
+        if self._believes_all:
+            return None
         return min(self.best_s, math.inf if index == self._first else self._first_s)
 
     def take(self, index: int, result: Measurement) -> Iterator[tuple[int, Measurement]]:
         """Take the result of a run. What is believed now comes back, as it is to be counted."""
+        if self._believes_all:
+            yield index, result
+            return
         if index in self._doubted:
             yield from self._repeated(index, result)
         else:

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -262,7 +262,7 @@ class Measurer:
         }
         with self._lock:
             try:
-                results = {index: result for index, result, _ in self._timed(do, workers, given)}
+                results = {index: result for index, result, _ in self._work(do, workers, given)}
             except BaseException:
                 self._kill()
                 raise
@@ -321,42 +321,26 @@ class Measurer:
         self, jobs: dict[int, dict[str, Json]], done: Progress, best_s: float | None, deadline: Deadline
     ) -> None:
         """Run what was built. With ``best_s``, what is much faster than all before runs again before it is believed."""
-        contest = None if best_s is None else Contest(best_s, jobs.keys())
+        contest = Contest(best_s, jobs.keys())
         queue, waiting = deque(jobs), dict.fromkeys(jobs)
+
+        def believe(results: Iterable[tuple[int, Measurement]]) -> None:
+            for index, counts in results:
+                del waiting[index]
+                done(index, counts)
+                deadline.enough = deadline.enough or counts.ok
+
         for job in jobs.values():
             job["best_s"] = best_s
-        for index, result, _ in self._timed("run", self._runners, jobs, deadline, queue):
-            ran = result or Measurement(Outcome.UNKNOWN_ERROR)
-            for believed, counts in contest.take(index, ran) if contest is not None else ((index, ran),):
-                del waiting[believed]
-                done(believed, counts)
-                deadline.enough = deadline.enough or counts.ok
-            if contest is not None:
-                queue.extendleft(reversed(contest.again))
-                contest.again.clear()
-                for other, job in jobs.items():  # those that wait for their turn
-                    job["best_s"] = contest.limit_s(other)
-        for index, counts in contest.rest() if contest is not None else ():
-            del waiting[index]
-            done(index, counts)
+        for index, result, _ in self._work("run", self._runners, jobs, deadline, queue):
+            believe(contest.take(index, result or Measurement(Outcome.UNKNOWN_ERROR)))
+            queue.extendleft(reversed(contest.again))
+            contest.again.clear()
+            for other, job in jobs.items():  # those that wait for their turn
+                job["best_s"] = contest.limit_s(other)
+        believe(contest.rest())
         for index in waiting:
             done(index, Measurement(Outcome.RUN_TIMEOUT, detail=SPENT))
-
-    def _timed(
-        self,
-        do: str,
-        workers: Sequence[ProcessHandle],
-        jobs: Mapping[int, Json],
-        deadline: Deadline | None = None,
-        queue: deque[int] | None = None,
-    ) -> Iterator[tuple[int, Measurement | None, float]]:
-        """As ``_work``; what ran is marked where something disturbed it."""
-        self._watch.begin()
-        for index, result, spent_s in self._work(do, workers, jobs, deadline, queue):
-            if do == "run" and result is not None:
-                disturbed, others_cores = self._watch.ran()
-                result = replace(result, disturbed=disturbed, others_cores=others_cores)
-            yield index, result, spent_s
 
     def _work(
         self,
@@ -370,7 +354,7 @@ class Measurer:
 
         At the deadline it ends with the jobs that are done; the workers of the others are killed. Each comes with its
         CPU seconds; those of one that was killed or lost are how long it was waited for. A job that the caller puts
-        into ``queue`` meanwhile is done again.
+        into ``queue`` meanwhile is done again. What ran is marked where something disturbed it.
         """
         config, deadline = self._config, deadline or Deadline()
         # A search ends at its deadline, and that is no failure of its own.
@@ -378,6 +362,8 @@ class Measurer:
         timeout_s = timeouts_s.get(do, config.run_timeout_s)
         waiting = deque(jobs) if queue is None else queue
         judge: Judge = OnceMore() if do != "run" or self._farm is None else self._farm.judge()
+        if do == "run":
+            self._watch.begin()
         while True:
             if not deadline.left_s:
                 for child in workers:
@@ -404,7 +390,14 @@ class Measurer:
                     if judge.again(index, result, how):
                         waiting.appendleft(index)
                     else:
-                        yield index, result, child.spent_s
+                        yield index, self._marked(result) if do == "run" else result, child.spent_s
+
+    def _marked(self, result: Measurement | None) -> Measurement | None:
+        """What ran just now, with what disturbed it."""
+        if result is None:
+            return None
+        disturbed, others_cores = self._watch.ran()
+        return replace(result, disturbed=disturbed, others_cores=others_cores)
 
     def _processes(self) -> list[int]:
         """Numbers of the processes whose work is ours."""
