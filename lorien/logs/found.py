@@ -48,13 +48,13 @@ def passed_over(path: Path, logs: Sequence[Path], dialect: LogDialect) -> Iterat
 
 def _others(path: Path) -> list[str]:
     """Dialects that find a log at a path."""
-    found = []
+    finding = []
     for name in names():
         # A dialect that does not open here, for want of its framework, has nothing to say.
         with suppress(LorienError, ImportError):
             if any(True for _ in open_dialect(name).find(path)):
-                found.append(name)
-    return found
+                finding.append(name)
+    return finding
 
 
 def _files(folder: Path) -> Iterator[Path]:

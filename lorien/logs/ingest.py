@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -120,18 +120,26 @@ def ingest(
         report.passed_over += [f"{file}: {reason}" for file, reason in passed_over(path, below, dialect)]
     workloads: set[str] = set()
     for done, path in enumerate(logs):
-        with temporary_folder("lorien-split-") as temporary:
-            try:
-                for part in split_by_target(path, dialect, Path(temporary)) if split else (path,):
-                    given = (target, network, build)
-                    tick = ticker(progress, done, len(logs), report.records)
-                    workloads |= _ingest(part, store, dialect, given, report, tick)
-            except BadInput as error:
-                failed(path, error)
+        try:
+            for part in _parts(path, dialect, split):
+                given = (target, network, build)
+                tick = ticker(progress, done, len(logs), report.records)
+                workloads |= _ingest(part, store, dialect, given, report, tick)
+        except BadInput as error:
+            failed(path, error)
     report.workloads = len(workloads)
     if failures and not report.logs:
         raise failures[0] if len(failures) == 1 else BadInput(f"nothing was stored. {' '.join(report.failed_logs)}")
     return report
+
+
+def _parts(path: Path, dialect: LogDialect, split: bool) -> Iterator[Path | Part]:
+    """The log itself, or what it holds of each target, which are there until all are taken."""
+    if not split:
+        yield path
+        return
+    with temporary_folder("lorien-split-") as temporary:
+        yield from split_by_target(path, dialect, Path(temporary))
 
 
 def _ingest(

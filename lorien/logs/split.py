@@ -56,11 +56,12 @@ def split_by_target(log: Path, dialect: LogDialect, folder: Path) -> list[Part]:
     """
     if not isinstance(dialect, LineDialect):
         raise BadInput(f"logs of {dialect.name} cannot be split. Fix: leave out --split")
-    if read_sidecar(log).get("target"):
+    sidecar = read_sidecar(log)
+    if sidecar.get("target"):
         raise BadInput(f"{sidecar_of(log)} names one target for all of {log.name}. Fix: leave out --split")
     *others, source = dialect.files(log)
     # Who made the log may be told beside it; which device, each line says.
-    record = dialect.reader(log, info_of(read_sidecar(log), sidecar_of(log)))
+    record = dialect.reader(log, info_of(sidecar, sidecar_of(log)))
     name = plain_name(source.name)
     parts: dict[str, Part] = {}
     files: dict[str, BinaryIO] = {}

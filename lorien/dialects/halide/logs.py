@@ -105,8 +105,6 @@ def _record(
 ) -> TuningRecord:
     try:
         index, schedule, latencies_s, target = parsed(line)
-    except BadInput as error:
-        raise BadInput(f"not a record of a Halide log: {error}") from None
     except (ValueError, TypeError) as error:
         raise BadInput(f"not a record of a Halide log: {error}") from None
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):

@@ -178,8 +178,6 @@ def _record(
         index, (trace, run_secs, target, *_) = parsed(line)
         instructions, decisions = trace
         names = {instruction[0] for instruction in instructions}
-    except BadInput as error:
-        raise BadInput(f"not a record of JSONDatabase: {error}") from None
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise BadInput(f"not a record of JSONDatabase: {error}") from None
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
