@@ -11,20 +11,19 @@ from pathlib import Path
 
 import orjson
 
-from lorien.dialects._compressed import find_file, plain_name
+from lorien.dialects._folders import Workloads, files_of, find_folders, read_workloads, workload_at
 from lorien.dialects._lines import (
     DAMAGE,
     Targets,
     head_lines,
     is_number,
-    iter_lines,
     parsed,
     read_records,
     refuse_binary,
 )
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.halide.pipelines import DIALECT
-from lorien.errors import BadInput, UnreadableLog
+from lorien.errors import BadInput
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
 from lorien.target import Target
 
@@ -34,22 +33,12 @@ RECORDS = "halide_records.jsonl"
 
 def find(path: Path) -> Iterator[Path]:
     """Sorted folders at or below ``path`` that hold both files; a file stands for its folder."""
-    if path.is_dir():
-        folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
-    else:
-        folders = {path.parent} if plain_name(path.name) in (WORKLOADS, RECORDS) else set()
-    for folder in sorted(folders):
-        workloads, records = (find_file(folder, name) for name in (WORKLOADS, RECORDS))
-        if workloads and records and head_lines(workloads):
-            yield folder
+    yield from (folder for folder, workloads in find_folders(path, WORKLOADS, RECORDS) if head_lines(workloads))
 
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [file for name in (WORKLOADS, RECORDS) if (file := find_file(log, name)) is not None]
-    if len(found) < 2:
-        raise UnreadableLog(f"{log} is no Halide log: it needs {WORKLOADS} and {RECORDS}, plain or compressed")
-    return found
+    return files_of(log, WORKLOADS, RECORDS, "Halide")
 
 
 def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = (0, 1)) -> Iterator[TuningRecord]:
@@ -61,7 +50,7 @@ def read(log: Path, info: LogInfo, report: ReadReport, shard: tuple[int, int] = 
 
 def reader(log: Path, info: LogInfo) -> Callable[[bytes], TuningRecord]:
     """See ``LineDialect``."""
-    workloads, targets = _workloads(files(log)[0], info), Targets(info, dict)
+    workloads, targets = read_workloads(files(log)[0], _workload, "workload of Halide"), Targets(info, dict)
     return lambda line: _record(line, workloads, targets, info, log)
 
 
@@ -84,36 +73,23 @@ class Writer:
         return orjson.dumps([index, candidate.schedule, measurement.latencies_s, self._target]) + b"\n"
 
 
-def _workloads(path: Path, info: LogInfo) -> list[Workload | BadInput]:
-    found: list[Workload | BadInput] = []
-    for _, line in iter_lines(path):
-        try:
-            workload = Workload.from_json(parsed(line))
-            if workload.dialect != DIALECT:
-                raise BadInput(f"a workload of {workload.dialect}")
-        except DAMAGE as error:
-            found.append(BadInput(f"not a workload: {error}"))
-        else:
-            found.append(workload)
-    if all(isinstance(entry, BadInput) for entry in found):
-        raise UnreadableLog(f"{path} holds no workload of Halide: {found[0] if found else 'it is empty'}")
-    return found
+def _workload(_: int, line: bytes) -> Workload:
+    try:
+        workload = Workload.from_json(parsed(line))
+        if workload.dialect != DIALECT:
+            raise BadInput(f"a workload of {workload.dialect}")
+    except DAMAGE as error:
+        raise BadInput(f"not a workload: {error}") from None
+    return workload
 
 
-def _record(
-    line: bytes, workloads: list[Workload | BadInput], targets: Targets, info: LogInfo, log: Path
-) -> TuningRecord:
+def _record(line: bytes, workloads: Workloads, targets: Targets, info: LogInfo, log: Path) -> TuningRecord:
     try:
         index, schedule, latencies_s, target = parsed(line)
     except (ValueError, TypeError) as error:
         raise BadInput(f"not a record of a Halide log: {error}") from None
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
-        raise BadInput(f"its workload {index!r} is not in {WORKLOADS}")
-    workload = workloads[index]
-    if isinstance(workload, BadInput):
-        raise BadInput(f"its workload {index} cannot be read: {workload}")
     return TuningRecord(
-        workload=workload,
+        workload=workload_at(index, workloads, WORKLOADS),
         target=targets(target),
         candidate=Candidate(schedule),
         measurement=_measurement(latencies_s),

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lorien.dialects._compressed import find_file, plain_name
+from lorien.dialects._folders import Workloads, files_of, find_folders, read_workloads, workload_at
 from lorien.dialects._lines import (
-    DAMAGE,
     Targets,
     head_lines,
     is_number,
-    iter_lines,
     parsed,
     read_records,
     refuse_binary,
@@ -23,7 +21,7 @@ from lorien.dialects._lines import (
 from lorien.dialects.base import LogInfo, ReadReport, Task
 from lorien.dialects.metaschedule.graph import module_graph
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, IDENTITY_KIND, flop_of, load_module
-from lorien.errors import BadInput, MissingExtra, UnreadableLog, VersionClash
+from lorien.errors import BadInput, MissingExtra, VersionClash
 from lorien.records import Candidate, Json, Measurement, Outcome, TuningRecord, Workload
 
 logger = logging.getLogger(__name__)
@@ -47,24 +45,15 @@ def find(path: Path) -> Iterator[Path]:
 
 def folders(path: Path, *, legacy: bool) -> Iterator[Path]:
     """As ``find``; with ``legacy``, those that an older TVM wrote, whose modules are in another JSON."""
-    if path.is_dir():
-        folders = {file.parent for file in path.rglob(f"{WORKLOADS}*")}
-    else:
-        folders = {path.parent} if plain_name(path.name) in (WORKLOADS, RECORDS) else set()
-    for folder in sorted(folders):
-        workloads, records = (find_file(folder, name) for name in (WORKLOADS, RECORDS))
-        lines = [line for line in head_lines(workloads) if line.lstrip().startswith(b'["')] if workloads else []
-        if lines and records and any(map(_is_legacy, lines)) == legacy:
+    for folder, workloads in find_folders(path, WORKLOADS, RECORDS):
+        lines = [line for line in head_lines(workloads) if line.lstrip().startswith(b'["')]
+        if lines and any(map(_is_legacy, lines)) == legacy:
             yield folder
 
 
 def files(log: Path) -> list[Path]:
     """The workload file and the record file. Raises ``UnreadableLog`` when one is not there."""
-    found = [find_file(log, name) for name in (WORKLOADS, RECORDS)]
-    present = [file for file in found if file is not None]
-    if len(present) < len(found):
-        raise UnreadableLog(f"{log} is no MetaSchedule log: it needs {WORKLOADS} and {RECORDS}, plain or compressed")
-    return present
+    return files_of(log, WORKLOADS, RECORDS, "MetaSchedule")
 
 
 def read(
@@ -82,7 +71,7 @@ def read(
 
 def reader(log: Path, info: LogInfo, read_workload: ReadWorkload | None = None) -> Callable[[bytes], TuningRecord]:
     """See ``LineDialect``: what makes a record of a line of the record file. Reads the workload file once."""
-    workloads = _read_workloads(files(log)[0], info, read_workload or _workload)
+    workloads = _workloads(files(log)[0], info, read_workload or _workload)
     targets = Targets(info, dict)
     return lambda line: _record(line, workloads, targets, info, log)
 
@@ -97,22 +86,17 @@ def _is_legacy(line: bytes) -> bool:
     return len(head) > 1 and head[1] == b"root"
 
 
-def _read_workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> list[Workload | BadInput]:
-    """One entry a line, the reason in place of a workload that cannot be read. Raises when none can."""
-    # TVM writes workloads in the order of its tasks but without their names: what no name tells goes by position.
-    found: list[Workload | BadInput] = []
-    for index, (_, line) in enumerate(iter_lines(path)):
-        try:
-            workload = read_workload(line, info)
-        except DAMAGE as error:
-            found.append(error if isinstance(error, BadInput) else BadInput(f"damaged: {error!r:.160}"))
-            continue
+def _workloads(path: Path, info: LogInfo, read_workload: ReadWorkload) -> Workloads:
+    """The workloads of a log, with what their tuner knows of them."""
+
+    def read(index: int, line: bytes) -> Workload:
+        workload = read_workload(line, info)
+        # TVM writes workloads in the order of its tasks but without their names: what no name tells goes by position.
         by_position = info.tasks[index] if index < len(info.tasks) else Task(workload.name)
         task = info.named.get(workload.name, by_position)
-        found.append(replace(workload, weight=task.weight, networks=task.networks or workload.networks))
-    if all(isinstance(entry, BadInput) for entry in found):
-        raise UnreadableLog(f"{path} holds no workload: {found[0] if found else 'it is empty'}")
-    return found
+        return replace(workload, weight=task.weight, networks=task.networks or workload.networks)
+
+    return read_workloads(path, read)
 
 
 def _workload(line: bytes, info: LogInfo) -> Workload:
@@ -170,9 +154,7 @@ def _flop(structural_hash: str, definition: str) -> float | None:
         return None
 
 
-def _record(
-    line: bytes, workloads: list[Workload | BadInput], targets: Targets, info: LogInfo, log: Path
-) -> TuningRecord:
+def _record(line: bytes, workloads: Workloads, targets: Targets, info: LogInfo, log: Path) -> TuningRecord:
     """One line of the record file. Raises ``BadInput`` with the reason it cannot be read."""
     try:
         index, (trace, run_secs, target, *_) = parsed(line)
@@ -180,11 +162,7 @@ def _record(
         names = {instruction[0] for instruction in instructions}
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise BadInput(f"not a record of JSONDatabase: {error}") from None
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(workloads):
-        raise BadInput(f"its workload {index!r} is not in {WORKLOADS}")
-    workload = workloads[index]
-    if isinstance(workload, BadInput):
-        raise BadInput(f"its workload {index} cannot be read: {workload}")
+    workload = workload_at(index, workloads, WORKLOADS)
     if "GetBlock" in names and workload.dialect == DIALECT:
         raise BadInput(_OLD_TVM)
     return TuningRecord(
