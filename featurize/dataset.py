@@ -27,7 +27,7 @@ CONTENTS_VERSION = 1
 TABLES, CONTENTS = "*.parquet", "_tables-*.json"
 """Names of the files of a data set."""
 MAX_MISSING = 20
-"""Logs that are named one by one when their tables are missing."""
+"""Logs of a target that are named one by one when their tables are missing."""
 
 Table = tuple[Path, TableAbout]
 
@@ -148,8 +148,8 @@ def tables(features: Path, *, dialect: str | None = None, target: str | None = N
 
 def missing_tables(
     features: Path, url: str | Path, *, dialect: str | None = None, target: str | None = None
-) -> list[str]:
-    """What to say of the tables that a data set lacks, log by log; nothing where it is whole.
+) -> dict[tuple[str, str], list[str]]:
+    """What to say of the tables that a data set lacks, log by log, by dialect and target; nothing where it is whole.
 
     Parameters
     ----------
@@ -158,10 +158,16 @@ def missing_tables(
     url : str or Path
         What its user calls the data set.
     """
-    parts = sorted(_parts(features, _found(features, dialect, target), dialect, target), key=lambda part: part.log)
-    said = [part.complaint(str(url)) for part in parts if part.missing]
-    more = len(said) - MAX_MISSING
-    return said[:MAX_MISSING] + ([f"tables of {more} more logs are missing"] if more > 0 else [])
+    said: dict[tuple[str, str], list[str]] = defaultdict(list)
+    parts = _parts(features, _found(features, dialect, target), dialect, target)
+    for part in sorted(parts, key=lambda part: part.log):
+        if part.missing:
+            of_dialect, _, rest = part.log.partition("/")
+            said[of_dialect, rest.partition("/")[0]].append(part.complaint(str(url)))
+    for complaints in said.values():
+        if (more := len(complaints) - MAX_MISSING) > 0:
+            complaints[MAX_MISSING:] = [f"tables of {more} more logs are missing"]
+    return dict(said)
 
 
 @dataclass

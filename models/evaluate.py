@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def evaluate(
     with open_tables(features).local() as folder:
         key = Target.parse(target).key if target else None
         groups = group_tables(folder, target=key)
-        for complaint in missing_tables(folder, features, target=key):
+        missing = missing_tables(folder, features, target=key)
+        for complaint in chain.from_iterable(missing.values()):
             logger.warning("%s", complaint)
         keys = [group.target for group in groups]
         for group in groups:
@@ -88,7 +90,7 @@ def evaluate(
                 **ranking_scores(candidates, score[chosen]),
                 "dropped_workloads": dropped,
                 "model": ranker.model.target,
-                "missing": missing_tables(folder, features, dialect=group.dialect, target=group.target),
+                "missing": missing.get((group.dialect, group.target), []),
             }
             if ranker.model.confidence:
                 value = candidates.value()

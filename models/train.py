@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def train(
     with open_tables(features).local() as folder:
         key = Target.parse(target).key if target else None
         groups = group_tables(folder, dialect=dialect, target=key)
-        for complaint in missing_tables(folder, features, dialect=dialect, target=key):
+        missing = missing_tables(folder, features, dialect=dialect, target=key)
+        for complaint in chain.from_iterable(missing.values()):
             logger.warning("%s", complaint)
         keys = [group.target for group in groups]
         for index, group in enumerate(groups):
@@ -163,7 +165,7 @@ def train(
             model = stored.model
             reports[name] = TrainReport(
                 *(stored.home, model.rows, len(model.workload_keys), model.fit_seconds, model.holdout),
-                missing_tables(folder, features, dialect=group.dialect, target=group.target),
+                missing.get((group.dialect, group.target), []),
             )
     if progress is not None:
         progress(len(groups), len(groups), "")

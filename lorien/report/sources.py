@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -196,7 +197,7 @@ def gather(report: Report, *, db: str | None = None, logs: str | None = None) ->
     for url in urls[Kind.FEATURES]:
         with open_tables(url).local() as folder:
             _merge(report.tally, Tally.of_tables(folder))
-            report.problems += missing_tables(folder, url)
+            report.problems += chain.from_iterable(missing_tables(folder, url).values())
             problems: list[str] = []
             for models in urls[Kind.MODELS]:
                 report.judgements += judge(folder, models, problems)

@@ -16,7 +16,8 @@ import pytest
 from held import featurizing
 
 from lorien.dialects import open_dialect
-from lorien.featurize.dataset import CONTENTS, missing_tables, tables
+from lorien.featurize import dataset
+from lorien.featurize.dataset import CONTENTS, tables
 from lorien.featurize.schema import METADATA_KEY
 from lorien.featurize.store import open_tables
 from lorien.featurize.table import featurize
@@ -59,6 +60,11 @@ def rows(features: Path) -> int:
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-B", "-c", "from lorien.cli import main; main()", *map(str, words)]
+
+
+def missing_tables(features: Path, url: str) -> list[str]:
+    """What is said of all targets."""
+    return [text for said in dataset.missing_tables(features, url).values() for text in said]
 
 
 @contextmanager
