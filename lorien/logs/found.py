@@ -19,7 +19,7 @@ def found(path: Path, dialect: LogDialect) -> list[Path]:
     """The logs at or below a path. Raises ``UnreadableLog`` that says what is there instead."""
     if logs := list(dialect.find(path)):
         return logs
-    if others := _others(path):
+    if others := _others(path, dialect):
         raise UnreadableLog(
             f"{path} holds no {dialect.name} log, it looks like {' or '.join(others)}. "
             "Fix: --dialect with the framework that wrote it"
@@ -41,15 +41,15 @@ def passed_over(path: Path, logs: Sequence[Path], dialect: LogDialect) -> Iterat
     taken = {file for log in logs for file in dialect.files(log)}
     for file in _files(path):
         if file not in taken:
-            others = _others(file)
+            others = _others(file, dialect)
             looks = f"it looks like {' or '.join(others)}. Fix: ingest it with --dialect {others[0]}" if others else ""
             yield file, looks or why_not(file, dialect.name)
 
 
-def _others(path: Path) -> list[str]:
-    """Dialects that find a log at a path."""
+def _others(path: Path, dialect: LogDialect) -> list[str]:
+    """Other dialects that find a log at a path."""
     finding = []
-    for name in names():
+    for name in sorted(set(names()) - {dialect.name}):
         # A dialect that does not open here, for want of its framework, has nothing to say.
         with suppress(LorienError, ImportError):
             if any(True for _ in open_dialect(name).find(path)):

@@ -7,6 +7,7 @@ ends the process with a segmentation fault.
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 
 import orjson
 
@@ -36,7 +37,8 @@ NUMBERS = {
 """Fields that hold a number and no reference, by type. A test compares them with TVM's own description of its types."""
 
 
-def module_graph(definition: Json) -> Json:
+@lru_cache(maxsize=1)  # A reader of logs asks twice in a row: for a name, and before TVM loads the module.
+def module_graph(definition: str) -> Json:
     """The graph of nodes in the second part of a workload line, safe for TVM to read.
 
     Raises
@@ -50,7 +52,7 @@ def module_graph(definition: Json) -> Json:
     return graph
 
 
-def decoded(definition: Json) -> Json:
+def decoded(definition: str) -> Json:
     """The JSON of a definition, of any TVM: base64 of eight bytes of length and the graph. Raises ``BadInput``."""
     try:
         graph = orjson.loads(base64.b64decode(definition, validate=True)[_LENGTH_BYTES:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from lorien.dialects.metaschedule.onnx_graph import opset_of
+from lorien.dialects.metaschedule.onnx_graph import STANDARD, opset_of
 from lorien.dialects.metaschedule.onnx_shapes import Walk
 from lorien.errors import BadInput
 
@@ -42,7 +42,7 @@ def inline_operators(model: Any, operators: set[str]) -> Any:
     """
     import onnx.inliner
 
-    calls = [node for node in model.graph.node if node.domain in ("", "ai.onnx") and node.op_type in operators]
+    calls = [node for node in model.graph.node if node.domain in STANDARD and node.op_type in operators]
     if not calls:
         return model
     inlined = onnx.ModelProto()
@@ -52,7 +52,7 @@ def inline_operators(model: Any, operators: set[str]) -> Any:
     version = opset_of(model)
     bodies: list[Any] = []
     for node in inlined.graph.node:
-        if node.domain in ("", "ai.onnx") and node.op_type in operators:
+        if node.domain in STANDARD and node.op_type in operators:
             body = _body(node, version, walk)
             if body is not None:
                 body.name, body.domain = f"{node.op_type}_{len(bodies)}", _DOMAIN

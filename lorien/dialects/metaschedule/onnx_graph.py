@@ -11,6 +11,10 @@ MAX_ELEMENTS = 1024
 """Larger constants are data, not sizes: they stay with the nodes that make them."""
 PACKED_BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 
+STANDARD = ("", "ai.onnx")
+"""Domain of ONNX's own operators, under its two names."""
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
 _TAKES_WEIGHT = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 
@@ -39,7 +43,7 @@ def reads(node: Any) -> set[str]:
 
 def opset_of(model: Any) -> int:
     """Version of ONNX's own operators."""
-    return next((int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
+    return next((int(opset.version) for opset in model.opset_import if opset.domain in STANDARD), 1)
 
 
 def count_of(shape: Iterable[int]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorien.dialects.metaschedule.onnx_functions import inline_functions, inline_operators
-from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, is_numeric, opset_of, reads
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, STANDARD, count_of, is_numeric, opset_of, reads
 from lorien.dialects.metaschedule.onnx_limits import check_calls, check_order, check_weights
 from lorien.dialects.metaschedule.onnx_quantized import MICROSOFT, dequantize
 from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
@@ -64,7 +64,7 @@ def prepare(model: Any, shapes: Mapping[str, tuple[int, ...]], *, runs: bool = T
     dequantize(light)
     if not runs:
         open_filled(light)
-    light = fold_shapes(light, {})
+    light = fold_shapes(light)
     for tensor in light.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
@@ -78,7 +78,7 @@ def has_converter(node: Any) -> bool:
 
     if node.op_type not in (*_get_convert_map(), "If", "Constant"):
         return False
-    if node.domain in ("", "ai.onnx"):
+    if node.domain in STANDARD:
         return bool(node.op_type != "Attention")  # TVM's is ONNX Runtime's
     return bool(node.domain == MICROSOFT and (node.op_type == "Attention" or not _is_standard(node.op_type)))
 

@@ -12,25 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.metaschedule.compile import INPUT_SEED, random_tensor
+from lorien.dialects.metaschedule.onnx_graph import RANDOM
 from lorien.errors import BadInput
 
 Tensor = npt.NDArray[Any]
 
 RUNTIME = "ONNX Runtime"
 _TRAINING = "Dropout of training"
-_DRAWING = {
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    _TRAINING,
-}
+_DRAWING = {*RANDOM, _TRAINING}
 _QUANTISING = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 """Operators (or how their names begin) that round floats to integers."""
-
-
 _RUNTIME_FLOP_PER_S = 10e9
 _REFERENCE_FLOP_PER_S = 0.3e9
 """Of squeezenet on a core, about; NumPy does the work of the reference evaluator."""

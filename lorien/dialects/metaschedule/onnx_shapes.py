@@ -14,26 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, count_of, reads
+from lorien.dialects.metaschedule.onnx_graph import MAX_ELEMENTS, RANDOM, STANDARD, count_of, reads
 from lorien.dialects.metaschedule.onnx_limits import ConstantBudget
 
 logger = logging.getLogger(__name__)
 
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _WITH_BRANCHES = ("If", "Loop", "Scan")
 _STRING = 8  # onnx.TensorProto.STRING
 _Array = npt.NDArray[Any]
 
 
-def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """An ONNX model with static inputs and constants in the place of computed sizes.
+def fold_shapes(model: Any) -> Any:
+    """An ONNX model with constants in the place of the sizes that it computes from its inputs, which are static.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Its initializers may lack their data where they are larger than ``MAX_ELEMENTS``.
-    shapes : mapping of str to tuple of int
-        Static shapes by input name; they take the place of what the model declares.
 
     Returns
     -------
@@ -49,7 +46,6 @@ def fold_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
 
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
-    fix_inputs(folded, shapes)
     graph = folded.graph
     walk = Walk(folded)
     nodes = walk.run()
@@ -114,7 +110,7 @@ class Walk:
 
     def _count(self, node: Any) -> None:
         """Charge what TVM will compute of a node that is kept."""
-        if node.op_type in (*_RANDOM, *_WITH_BRANCHES) or not all(name in self._fixed for name in node.input if name):
+        if node.op_type in (*RANDOM, *_WITH_BRANCHES) or not all(name in self._fixed for name in node.input if name):
             return
         names = [name for name in node.output if name]
         self._fixed.update(names)
@@ -158,7 +154,7 @@ class Walk:
             logger.debug("no shape for %s %s: %s", node.op_type, node.name, error)
 
     def _evaluate(self, node: Any) -> dict[str, _Array] | None:
-        if node.domain not in ("", "ai.onnx") or node.op_type in (*_RANDOM, *_WITH_BRANCHES):
+        if node.domain not in STANDARD or node.op_type in (*RANDOM, *_WITH_BRANCHES):
             return None
         if node.op_type in ("Shape", "Size"):
             shape = self.shape(node.input[0])
