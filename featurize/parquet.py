@@ -1,9 +1,9 @@
 """Parquet files whose damage is noticed: checksums in their pages, and one of their footer.
 
 Parquet has checksums for pages alone. A flipped bit in the footer can rename a column or a target, or have values read
-as others. A table therefore has a seal between its last page and its footer, where readers that do not know it see
-nothing: eight bytes that tell it, and the SHA-256 of all that follows. Tables without a seal, or without checksums,
-are read as well: of an earlier Lorien, or written elsewhere.
+as others. A table therefore has a digest between its last page and its footer, where other readers do not look: eight
+bytes that mark it, and the SHA-256 of all that follows. Tables without a digest, or without checksums, are read as
+well: an earlier Lorien wrote them, or another program.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from lorien.errors import LorienError, SchemaMismatch, StoreUnavailable
 
-_SEAL = b"LORIEN01"
-_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+_MARK = b"LORIEN01"
+_DIGEST_BYTES = len(_MARK) + hashlib.sha256().digest_size
 _LENGTH_BYTES = 8
 """At the end of a Parquet file: the length of its footer, and four bytes that tell Parquet."""
 # All that Arrow, and Python on what Arrow gives, was seen to raise on damaged files; others are errors of ours.
@@ -28,21 +28,21 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, Overf
 
 @contextmanager
 def writing(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of a table, which is sealed when the block ends well."""
+    """A writer of a table; the digest of its footer is added when the block ends well."""
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         yield writer
     with path.open("r+b") as file:
         size = file.seek(0, 2)
         file.seek(size - _LENGTH_BYTES)
-        file.seek(size - tail_bytes(file.read()) + _SEAL_BYTES)
+        file.seek(size - tail_bytes(file.read()) + _DIGEST_BYTES)
         footer = file.read()
         file.seek(-len(footer), 2)
-        file.write(_SEAL + hashlib.sha256(footer).digest() + footer)
+        file.write(_MARK + hashlib.sha256(footer).digest() + footer)
 
 
 def tail_bytes(end: bytes) -> int:
-    """Bytes of a file, from its last ones, that hold its footer and its seal."""
-    return int.from_bytes(end[-_LENGTH_BYTES:-4], "little") + _LENGTH_BYTES + _SEAL_BYTES
+    """Bytes of a file, from its last ones, that hold its footer and the digest."""
+    return int.from_bytes(end[-_LENGTH_BYTES:-4], "little") + _LENGTH_BYTES + _DIGEST_BYTES
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def reading(table: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
         It is not there.
     """
     try:
-        _check_seal(table)
+        _check_footer(table)
         with pq.ParquetFile(
             pa.BufferReader(table) if isinstance(table, bytes) else table, page_checksum_verification=True
         ) as file:
@@ -96,7 +96,7 @@ def damaged(where: str, reason: str) -> SchemaMismatch:
     )
 
 
-def _check_seal(table: Path | bytes) -> None:
+def _check_footer(table: Path | bytes) -> None:
     if isinstance(table, bytes):
         tail = table[-tail_bytes(table) :]
     else:
@@ -105,6 +105,6 @@ def _check_seal(table: Path | bytes) -> None:
             file.seek(max(0, size - _LENGTH_BYTES))
             file.seek(max(0, size - tail_bytes(file.read())))
             tail = file.read()
-    seal, footer = tail[:_SEAL_BYTES], tail[_SEAL_BYTES:]
-    if seal.startswith(_SEAL) and seal != _SEAL + hashlib.sha256(footer).digest():
+    digest, footer = tail[:_DIGEST_BYTES], tail[_DIGEST_BYTES:]
+    if digest.startswith(_MARK) and digest != _MARK + hashlib.sha256(footer).digest():
         raise OSError("its footer is not the one that was written")

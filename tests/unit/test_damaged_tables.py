@@ -47,11 +47,11 @@ def table() -> pa.Table:
     return pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema("toy", "llvm", SOURCE))
 
 
-@pytest.fixture(params=["sealed", "an earlier Lorien's"])
+@pytest.fixture(params=["with a digest", "an earlier Lorien's"])
 def path(request: pytest.FixtureRequest, tmp_path: Path, table: pa.Table) -> Path:
     path = tmp_path / "features" / "dialect=toy" / "target=llvm" / "net-0of1.parquet"
     path.parent.mkdir(parents=True)
-    if request.param == "sealed":
+    if request.param == "with a digest":
         with writing(path, table.schema) as writer:
             writer.write_table(table)
     else:
@@ -89,7 +89,7 @@ def damages(data: bytes, count: int) -> Iterator[bytes]:
 def test_no_damage_is_read_as_something_else(path: Path) -> None:
     """Without checksums some of it cannot be told; but nothing ends in another error than Lorien's, in any reader."""
     data, whole = path.read_bytes(), read(path)
-    sealed = b"LORIEN01" in data
+    has_digest = b"LORIEN01" in data
     outcomes: Counter[str] = Counter()
     for damaged in damages(data, 240):
         path.write_bytes(damaged)
@@ -101,7 +101,7 @@ def test_no_damage_is_read_as_something_else(path: Path) -> None:
             outcomes["same" if found == whole else "other"] += 1
     assert sum(outcomes.values()) == 400
     assert outcomes["refused"] > 150
-    assert not (sealed and outcomes["other"]), outcomes
+    assert not (has_digest and outcomes["other"]), outcomes
 
 
 def test_text_in_the_footer_that_is_none(tmp_path: Path, table: pa.Table) -> None:
@@ -155,7 +155,7 @@ def test_columns_of_another_kind(tmp_path: Path, table: pa.Table) -> None:
         about_of(tmp_path / "t.parquet")
 
 
-def test_the_seal_is_nothing_to_other_readers(tmp_path: Path, table: pa.Table) -> None:
+def test_the_digest_of_the_footer_is_nothing_to_other_readers(tmp_path: Path, table: pa.Table) -> None:
     assert {name for name, *_ in ROW_FIELDS} < set(table.column_names)
     with writing(tmp_path / "t.parquet", table.schema) as writer:
         writer.write_table(table)
