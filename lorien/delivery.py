@@ -20,7 +20,7 @@ from lorien.models import load_ranker
 from lorien.records import Candidate, Measurement, TuningRecord, Workload
 from lorien.tune.deadline import GRACE_S
 from lorien.tune.measure import MeasureConfig, Measurer
-from lorien.tune.search_job import SPENT, Found
+from lorien.tune.search_job import SPENT, Found, search_with
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -266,19 +266,8 @@ class Deliverer:
             # The default is still to be verified then.
             end_s = max(until_s - (self._verify_s if tried else 0.0), time.monotonic() + GRACE_S)
             return self._searcher.search(workload, count, seed=self._seed, budget_s=search_s, until_s=end_s)
-        rows: _Rows = {}
         dialect = open_live_dialect(workload.dialect)
-        hints = self._ranker.hints
-        candidates = dialect.search(
-            workload,
-            self.target,
-            count,
-            self._ranker.guide,
-            seed=self._seed,
-            budget_s=search_s,
-            **(hints | {"rows": rows} if hints else {}),
-        )
-        return Found(candidates, rows)
+        return search_with(dialect, workload, self.target, self._ranker, count, self._seed, search_s)
 
     def _first(
         self, workload: Workload, candidates: Sequence[Candidate], rows: _Rows

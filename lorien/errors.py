@@ -94,6 +94,12 @@ class ServiceUnavailable(LorienError, OSError):
     """The service cannot answer now: it is not there, has too much to do, or took too long."""
 
 
+def error_named(name: str, message: str) -> LorienError | None:
+    """An error that another process, or a service, told by the name of its class; None when there is no such class."""
+    kind = globals().get(name)
+    return again(kind, message) if isinstance(kind, type) and issubclass(kind, LorienError) else None
+
+
 def again(kind: type[LorienError], message: str) -> LorienError:
     """An error that was raised in another process, from its class and its message."""
     return kind.__new__(kind, message)

@@ -50,8 +50,11 @@ def started(pid: int) -> int | None:
     With the number of the process this tells it from every other one since the machine started.
     """
     if (_PROC / "self/stat").exists():
-        fields = _stat_of(pid)
-        return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])
+        try:
+            fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in ("Z", "X") else int(fields[19])
     import psutil
 
     try:
@@ -60,18 +63,11 @@ def started(pid: int) -> int | None:
         return None
 
 
-def _stat_of(pid: int) -> list[str] | None:
-    """What /proc tells of a process from its state on; None when there is none of that number."""
-    try:
-        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-
-
 def busy_s(cores: Collection[int]) -> float | None:
     """Seconds that some cores have not been idle since the machine started; None where the system does not tell.
 
-    What a hypervisor took from them counts.
+    What a hypervisor took from them counts. psutil tells cores by their place in a list, which is not their number
+    where some are offline.
     """
     ticks = 0
     try:
@@ -89,5 +85,10 @@ def busy_s(cores: Collection[int]) -> float | None:
 
 def process_cpu_s(pid: int) -> float:
     """CPU seconds of a process, and of those of its children that ended and were waited for; 0 when it is gone."""
-    fields = _stat_of(pid)
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields is not None else 0.0
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return sum(getattr(times, kind, 0.0) for kind in ("user", "system", "children_user", "children_system"))

@@ -111,3 +111,11 @@ def s3_folder(aws: Callable[[str], str]) -> Callable[[str], str]:
         return f"s3://{servers.BUCKET}/{uuid.uuid4().hex}/some-folder?endpoint_url={aws(server)}"
 
     return make
+
+
+@pytest.fixture
+def proxy(aws: Callable[[str], str]) -> Iterator[servers.FaultyProxy]:
+    """A proxy before moto that delays, cuts and answers with errors as it is told."""
+    faulty = servers.FaultyProxy(aws("moto"))
+    yield faulty
+    faulty.close()

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from lorien import errors
 from lorien.database.base import DatabaseStats
 from lorien.delivery import Delivery
-from lorien.errors import BadInput, LorienError, MissingExtra, ServiceUnavailable
+from lorien.errors import BadInput, LorienError, MissingExtra, ServiceUnavailable, error_named
 from lorien.models.metrics import FloatArray
 from lorien.records import Candidate, Json, TuningRecord, Workload
 from lorien.serve.wire import FEATURES_DTYPE, FEATURES_TYPE, delivery_from_json, record_from_json
@@ -221,10 +220,9 @@ def _error(status: int, body: bytes) -> LorienError:
     """The error that the service tells of."""
     try:
         told = orjson.loads(body)
-        kind, message = getattr(errors, told["error"]), str(told["message"])
-        if issubclass(kind, LorienError):
-            return errors.again(kind, message)
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        if error := error_named(told["error"], str(told["message"])):
+            return error
+    except (orjson.JSONDecodeError, KeyError, TypeError):
         pass  # something between us and the service answered
     text = body[:200].decode(errors="replace").strip()
     return ServiceUnavailable(f"status {status}: {text}. Fix: see that this is the URL of a lorien serve")

@@ -28,8 +28,8 @@ from lorien.plausible import doubt
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune.compare import KERNEL, compare_outputs, load_outputs, save_outputs
-from lorien.tune.contest import STOPPED_EARLY
 from lorien.tune.nursery import MESSAGE_BYTES, RUNNING
+from lorien.tune.remeasure import STOPPED_EARLY
 from lorien.tune.search_job import search
 
 if TYPE_CHECKING:

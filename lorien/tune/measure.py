@@ -30,11 +30,11 @@ from lorien.machine import available_cores
 from lorien.records import Candidate, Json, Measurement, Outcome, Workload
 from lorien.target import Target
 from lorien.tune.contention import Contention, Watch
-from lorien.tune.contest import Contest
 from lorien.tune.deadline import GRACE_S, Deadline
 from lorien.tune.farm import Ending, Farm, Judge, OnceMore
 from lorien.tune.nursery import Forked, Nursery, spawn
 from lorien.tune.process import ProcessHandle
+from lorien.tune.remeasure import Remeasurement
 from lorien.tune.search_job import SPENT, Found, load_found
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:-1]; from lorien.tune._child import {0}; {0}(int(sys.argv[-1]))"
@@ -170,7 +170,7 @@ class Measurer:
         best_s : float, optional
             Best latency of the workload so far, infinity when there is none. A candidate that is clearly slower than
             this, or than another of this call, gets no full repeats; one that is much faster runs a second time before
-            it is believed (``lorien.tune.contest``). Its ``detail`` says either. None runs all in full, once.
+            it is believed (``lorien.tune.remeasure``). Its ``detail`` says either. None runs all in full, once.
         beside_builds : callable, optional
             Called in another thread while candidates are built; none runs before it has returned.
         until_s : float
@@ -321,7 +321,7 @@ class Measurer:
         self, jobs: dict[int, dict[str, Json]], done: Progress, best_s: float | None, deadline: Deadline
     ) -> None:
         """Run what was built. With ``best_s``, what is much faster than all before runs again before it is believed."""
-        contest = Contest(best_s, jobs.keys())
+        remeasured = Remeasurement(best_s, jobs.keys())
         queue, waiting = deque(jobs), dict.fromkeys(jobs)
 
         def believe(results: Iterable[tuple[int, Measurement]]) -> None:
@@ -333,12 +333,12 @@ class Measurer:
         for job in jobs.values():
             job["best_s"] = best_s
         for index, result, _ in self._work("run", self._runners, jobs, deadline, queue):
-            believe(contest.take(index, result or Measurement(Outcome.UNKNOWN_ERROR)))
-            queue.extendleft(reversed(contest.again))
-            contest.again.clear()
+            believe(remeasured.take(index, result or Measurement(Outcome.UNKNOWN_ERROR)))
+            queue.extendleft(reversed(remeasured.again))
+            remeasured.again.clear()
             for other, job in jobs.items():  # those that wait for their turn
-                job["best_s"] = contest.limit_s(other)
-        believe(contest.rest())
+                job["best_s"] = remeasured.limit_s(other)
+        believe(remeasured.rest())
         for index in waiting:
             done(index, Measurement(Outcome.RUN_TIMEOUT, detail=SPENT))
 

@@ -21,7 +21,7 @@ STOPPED_EARLY = "stopped early"
 """How the detail of a result begins that was clearly slower than the best, and got no full repeats."""
 
 
-class Contest:
+class Remeasurement:
     """The results of one batch of candidates for one workload.
 
     The first that ran has nothing to be compared with: it waits for the second, or, where there is none, for a run of

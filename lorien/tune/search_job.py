@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from lorien import errors
-from lorien.errors import LorienError
+from lorien.errors import LorienError, error_named
 from lorien.records import Candidate, Json, Workload
 from lorien.target import Target
 
@@ -43,24 +42,31 @@ class Found:
     note: str = ""
 
 
+def search_with(
+    dialect: LiveDialect,
+    workload: Workload,
+    target: Target,
+    ranker: Ranker,
+    count: int,
+    seed: int,
+    budget_s: float | None,
+) -> Found:
+    """Search the space of a workload with a model: ``LiveDialect.search``, given what the model has for it."""
+    rows: dict[str, npt.NDArray[np.float32]] = {}
+    hints = ranker.hints
+    more = hints | {"rows": rows} if hints else {}
+    candidates = dialect.search(workload, target, count, ranker.guide, seed=seed, budget_s=budget_s, **more)
+    return Found(candidates, rows)
+
+
 def search(dialect: LiveDialect, target: Target, job: dict[str, Json]) -> None:
     """Search as ``job`` says, and write what was found, or the error of Lorien that was met, to ``job["answer"]``."""
-    rows: dict[str, npt.NDArray[np.float32]] = {}
     answer: dict[str, Json]
     try:
         workload = Workload.from_json(job["workload"])
         ranker = _ranker(job["models"], target, workload.dialect)
-        hints = ranker.hints
-        found = dialect.search(
-            workload,
-            target,
-            job["count"],
-            ranker.guide,
-            seed=job["seed"],
-            budget_s=job["budget_s"],
-            **(hints | {"rows": rows} if hints else {}),
-        )
-        answer = {"candidates": [[one.schedule, one.score] for one in found], "rows": rows}
+        found = search_with(dialect, workload, target, ranker, job["count"], job["seed"], job["budget_s"])
+        answer = {"candidates": [[one.schedule, one.score] for one in found.candidates], "rows": found.rows}
     except LorienError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     Path(job["answer"]).write_bytes(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
@@ -70,7 +76,7 @@ def load_found(answer: Path) -> Found:
     """Read what ``search`` wrote. Raises the error of Lorien that it met."""
     value = orjson.loads(answer.read_bytes())
     if "error" in value:
-        raise errors.again(getattr(errors, value["error"], LorienError), value["message"])
+        raise error_named(value["error"], value["message"]) or LorienError(value["message"])
     rows = {key: np.array(row, np.float32) for key, row in value["rows"].items()}
     return Found([Candidate(schedule, score) for schedule, score in value["candidates"]], rows)
 

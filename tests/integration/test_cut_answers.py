@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,6 @@ from lorien.tune.remote import COPY, RemoteSession
 
 CUT = servers.FaultyProxy.CUT_ANSWER
 EVERY_S = 0.02
-
-
-@pytest.fixture
-def proxy(aws: Callable[[str], str]) -> Iterator[servers.FaultyProxy]:
-    faulty = servers.FaultyProxy(aws("moto"))
-    yield faulty
-    faulty.close()
 
 
 @pytest.fixture

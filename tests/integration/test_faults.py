@@ -36,13 +36,6 @@ def kept(database: ScheduleDatabase, number: int) -> list[float | None]:
 
 
 @pytest.fixture
-def proxy(aws: Callable[[str], str]) -> Iterator[servers.FaultyProxy]:
-    faulty = servers.FaultyProxy(aws("moto"))
-    yield faulty
-    faulty.close()
-
-
-@pytest.fixture
 def database(proxy: servers.FaultyProxy) -> Iterator[ScheduleDatabase]:
     url = f"dynamodb://faults-{uuid.uuid4().hex}?endpoint_url={proxy.url}"
     with open_database(url, create=True) as opened:
