@@ -240,7 +240,8 @@ def kills(work: Path, count: int) -> tuple[Tried, Tried]:
         subprocess.run([*words, trials], env=environment, stdout=subprocess.DEVNULL, check=True)
         after = records(folder)
         lost.lost += not after.startswith(before)
-        lost.what = f"kill -9 of lorien tune: {before.count(bytes([10]))} trials acknowledged before, lost"
+        trials = before.count(b"\n")
+        lost.what = f"kill -9 of lorien tune ({trials} acknowledged trials before the last): kills that lost trials"
         left.lost = len([path for path in Path(folder).iterdir() if path.name.startswith("lorien-")])
     return lost, left
 

@@ -76,7 +76,7 @@ def remove(
     target: Annotated[str | None, typer.Option(help="Only of this target: TVM's form, KIND_MODEL or native.")] = None,
     workload: Annotated[str | None, typer.Option(help="Only of this workload: its key, or a part of its name.")] = None,
     build: Annotated[str | None, typer.Option(help="Only of this framework and version: 'tvm 0.27.0.post1'.")] = None,
-    log: Annotated[str | None, typer.Option(help="Only what came from this log: its id, or its full place.")] = None,
+    log: Annotated[str | None, typer.Option(help="Only schedules from this log: its id, or its full path.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All schedules, where nothing else is given.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be removed, and remove nothing.")
@@ -89,7 +89,7 @@ def remove(
     from lorien.dialects import resolve_target
 
     if every == any(given is not None for given in (target, workload, build, log)):
-        raise typer.BadParameter("say which: --target, --workload, --build, --log, or --all and none of them")
+        raise typer.BadParameter("say which: give --target, --workload, --build or --log, or --all alone")
     asked = resolve_target(target) if target is not None else None
     selection = Selection(asked, workload and name_pattern(workload), build, log)
     with open_database(url, create=False) as database:
@@ -100,7 +100,7 @@ def remove(
     verb = "would be removed" if dry_run else "removed"
     out.print(f"{removal.schedules:,} schedules of {removal.items:,} (target, workload, build) {verb} from {url}")
     if not removal.schedules:
-        err.print(f"nothing of that in {url}. Fix: lorien query --db {url} shows what there is", soft_wrap=True)
+        err.print(f"no schedule of {url} fits. Fix: lorien query --db {url} shows what there is", soft_wrap=True)
 
 
 app = typer.Typer(no_args_is_help=True, help="Make, copy and count schedule databases, and take schedules out.")

@@ -60,7 +60,7 @@ def remove(
 
     filtered = any(given is not None for given in (dialect, target, network))
     if bool(ids) + filtered + every != 1:
-        raise typer.BadParameter("say which: ids, or --dialect, --target and --network, or --all")
+        raise typer.BadParameter("say which: give ids, or --dialect, --target or --network, or --all alone")
     store = open_logs(logs)
     found = found_in(store, dialect, target, network)
     if ids:

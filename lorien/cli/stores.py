@@ -68,9 +68,9 @@ def ingest(
     hidden = len(report.passed_over) - MAX_PASSED_OVER
     warn(
         report.passed_over[:MAX_PASSED_OVER] + ([f"and {hidden} more; --json names all"] if hidden > 0 else []),
-        f"{len(report.passed_over)} files passed over:",
+        f"{len(report.passed_over)} files are no logs of {dialect} and were not read:",
     )
-    warn(report.failed_logs, f"{len(report.failed_logs)} logs not stored:")
+    warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be stored:")
     answer: dict[str, Json] = {
         "records": report.records,
         "failed": report.failed,
@@ -148,7 +148,10 @@ def commit(
             progress=lambda done, total, records: update(done, total, f"{records:,} records"),
         )
     warn(report.reasons, f"{report.unreadable} lines skipped, the first ones:")
-    warn(report.doubts, f"{report.implausible:,} records left out, whose latencies cannot be true; the first ones:")
+    warn(
+        report.doubts,
+        f"{report.implausible:,} records have latencies that cannot be true and were left out. The first ones:",
+    )
     warn(report.failed_logs, f"{len(report.failed_logs)} logs could not be read; nothing of them was committed:")
     if as_json:
         emit(

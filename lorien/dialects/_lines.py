@@ -91,7 +91,7 @@ class Targets:
             self._seen[key] = Target.parse(said)
         target = self._seen[key]
         if expected is not None and target.key != expected.key:
-            raise BadInput(f"it is of {target.key}, the log of {expected.key}")
+            raise BadInput(f"its target is {target.key}, the target of the log is {expected.key}")
         return target
 
 

@@ -132,7 +132,7 @@ def test_a_line_of_another_target_is_refused_even_when_it_can_be_read(
     seen = ReadReport()
     records = list(open_dialect("autotvm").read(path, log.info, seen))
     assert [record.target.key for record in records] == ["cuda-arch_sm_70"]
-    assert seen.reasons == ["other.log:2: it is of cuda-arch_sm_75, the log of cuda-arch_sm_70"]
+    assert seen.reasons == ["other.log:2: its target is cuda-arch_sm_75, the target of the log is cuda-arch_sm_70"]
 
 
 @pytest.mark.parametrize("given", [False, True])
