@@ -23,7 +23,7 @@ from lorien.dialects.metaschedule.onnx_reference import RUNTIME, evaluator
 from lorien.errors import LorienError, UnknownTarget
 from lorien.files import temporary_folder
 from lorien.models import load_ranker
-from lorien.records import Candidate, Json, Workload
+from lorien.records import Candidate, Json, Layout, Workload
 from lorien.target import Target
 from lorien.tune.measure import MeasureConfig, Measurer
 from lorien.tune.model_run import ModelRun, ReferenceRun, run_beside, run_reference
@@ -176,6 +176,7 @@ def build(
     check: bool = True,
     run: bool = False,
     allow_code: bool = False,
+    layout: Layout = "auto",
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compile a model with the best schedules known.
@@ -204,6 +205,8 @@ def build(
         Time both too.
     allow_code : bool
         Load formats that run code.
+    layout : str
+        ``auto``, as suits the target, or ``plain``, as the file has it. Their workloads have different keys.
     progress : callable, optional
         Called with workloads done, workloads in all, and the name of the one at hand.
 
@@ -230,7 +233,7 @@ def build(
     folder = Path(output)
     clock = _Clock()
     with clock("lower"):
-        opened = dialect.open_model(model, resolved, shapes, allow_code=allow_code)
+        opened = dialect.open_model(model, resolved, shapes, allow_code=allow_code, layout=layout)
     with ExitStack() as stack:
         records = stack.enter_context(open_database(database)) if database else None
         with clock("database"):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import orjson
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = Any
 """A JSON value: what ``orjson`` reads and writes."""
+
+Layout: TypeAlias = Literal["auto", "plain"]
+"""How a model is lowered: ``auto`` as suits the target (simplified, channels in blocks, weights packed), ``plain`` as
+its file has it."""
 
 WORKLOAD_KEY_VERSION = 1
 CANDIDATE_KEY_VERSION = 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorien.cli.console import JsonFlag, command, emit, latency, out, progress, table
-from lorien.cli.workloads import TargetOption, parse_shapes
+from lorien.cli.workloads import LayoutOption, TargetOption, parse_shapes
 
 if TYPE_CHECKING:
     from lorien.network import BuildReport
@@ -30,6 +30,7 @@ def build(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
     ] = False,
+    layout: LayoutOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Compile a model with the best schedules known, and say where each one comes from."""
@@ -48,6 +49,7 @@ def build(
             check=check,
             run=run,
             allow_code=allow_code,
+            layout=layout,
             progress=update,
         )
     if as_json:

@@ -13,12 +13,17 @@ from rich.markup import escape
 from lorien.cli.console import JsonFlag, command, emit, err, fail, latency, out, progress, table, warn
 from lorien.errors import BadInput, LorienError
 from lorien.files import atomic_file
-from lorien.records import Workload
+from lorien.records import Layout, Workload
 
 if TYPE_CHECKING:
     from lorien.dialects.remote import Tracker
 
 TargetOption = Annotated[str, typer.Option("--target", help="TVM's form, KIND_MODEL, or native for this machine.")]
+
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(help="Lower the model as suits the target, or plain: as its file has it. Keys of workloads differ."),
+]
 
 
 def parse_shapes(shapes: list[str]) -> dict[str, tuple[int, ...]]:
@@ -46,6 +51,7 @@ def extract(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
     ] = False,
+    layout: LayoutOption = "auto",
     dialect: Annotated[str, typer.Option(help="Framework to tune with: metaschedule, halide.")] = "metaschedule",
     network: Annotated[str | None, typer.Option(help="Name of the one model's network [default: its file's].")] = None,
     as_json: JsonFlag = False,
@@ -68,7 +74,10 @@ def extract(
     resolved = resolve_target(target, dialect)
     found: dict[str, Workload] = {}
     refused: dict[str, str] = {}
-    with extracting(dialect, resolved, shapes, allow_code=allow_code) as run, progress("extracting") as update:
+    with (
+        extracting(dialect, resolved, shapes, allow_code=allow_code, layout=layout) as run,
+        progress("extracting") as update,
+    ):
         for index, (name, model) in enumerate(named.items()):
             update(index, len(named), model.name)
             try:

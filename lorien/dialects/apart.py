@@ -8,13 +8,13 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pebble import ProcessExpired, ProcessPool
 
 from lorien.dialects import open_live_dialect
 from lorien.errors import LorienError
-from lorien.records import Workload
+from lorien.records import Layout, Workload
 from lorien.target import Target
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,9 @@ Extract: TypeAlias = Callable[[Path, str], list[Workload]]
 
 
 @contextlib.contextmanager
-def extracting(dialect: str, target: Target, shapes: Shapes, *, allow_code: bool = False) -> Iterator[Extract]:
+def extracting(
+    dialect: str, target: Target, shapes: Shapes, *, allow_code: bool = False, layout: Layout = "auto"
+) -> Iterator[Extract]:
     """A function that extracts the workloads of a model, for a network of a name, in a child process.
 
     The child lives for all calls, and loads the framework once. What it logs from warnings on is logged here.
@@ -38,7 +40,9 @@ def extracting(dialect: str, target: Target, shapes: Shapes, *, allow_code: bool
     with ProcessPool(max_workers=1, context=get_context("spawn")) as pool:
 
         def extract(model: Path, network: str) -> list[Workload]:
-            future = pool.schedule(workloads_and_log, args=[dialect, model, network, target, shapes, allow_code])
+            # Not every dialect has layouts.
+            options = {"allow_code": allow_code} | ({} if layout == "auto" else {"layout": layout})
+            future = pool.schedule(workloads_and_log, args=[dialect, model, network, target, shapes, options])
             try:
                 answer: tuple[list[Workload], LorienError | None, list[logging.LogRecord]] = future.result()
             except ProcessExpired as ended:
@@ -61,7 +65,7 @@ def extracting(dialect: str, target: Target, shapes: Shapes, *, allow_code: bool
 
 
 def workloads_and_log(
-    dialect: str, model: Path, network: str, target: Target, shapes: Shapes, allow_code: bool
+    dialect: str, model: Path, network: str, target: Target, shapes: Shapes, options: dict[str, Any]
 ) -> tuple[list[Workload], LorienError | None, list[logging.LogRecord]]:
     """Workloads of a model, or why there are none, and what was logged meanwhile. Called in the child."""
     import dataclasses
@@ -72,7 +76,7 @@ def workloads_and_log(
     workloads: list[Workload] = []
     error: LorienError | None = None
     try:
-        workloads = open_live_dialect(dialect).extract(model, target, shapes, allow_code=allow_code)
+        workloads = open_live_dialect(dialect).extract(model, target, shapes, **options)
         if not workloads:
             error = LorienError(f"{model} has no workload that can be tuned. Fix: leave it out")
     except LorienError as raised:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from lorien.records import Candidate, Measurement, TuningRecord, Workload
+from lorien.records import Candidate, Layout, Measurement, TuningRecord, Workload
 from lorien.target import Target
 
 FloatArray = npt.NDArray[np.float64]
@@ -174,9 +174,12 @@ class LiveDialect(LogDialect, Protocol):
         shapes: dict[str, tuple[int, ...]] | None = None,
         *,
         allow_code: bool = False,
+        layout: Layout = "auto",
     ) -> list[Workload]:
         """Distinct workloads of a model with their weights; formats that run code on loading need ``allow_code``.
 
+        A dialect that lowers models gives the kernels of ``layout``. A dialect that does not may lack the keyword: it
+        is told of no other layout than ``auto``.
         Raises ``BadInput`` naming what the front end lacks.
         """
 
@@ -261,6 +264,7 @@ class ModelDialect(LiveDialect, Protocol):
         shapes: dict[str, tuple[int, ...]] | None = None,
         *,
         allow_code: bool = False,
+        layout: Layout = "auto",
     ) -> Model:
         """Read and lower a model: a file, as in ``extract``, or the framework's own object.
 

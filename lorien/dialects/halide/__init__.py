@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lorien.dialects.base import LogInfo, LogWriter, ReadReport, ScoreFn
 from lorien.dialects.halide import logs
 from lorien.dialects.halide.pipelines import DIALECT, Pipeline, parse, require_halide
-from lorien.records import Candidate, TuningRecord, Workload
+from lorien.records import Candidate, Layout, TuningRecord, Workload
 from lorien.target import Target
 
 __all__ = ["HalideDialect", "Pipeline"]
@@ -61,6 +61,7 @@ class HalideDialect:
         shapes: dict[str, tuple[int, ...]] | None = None,
         *,
         allow_code: bool = False,
+        layout: Layout = "auto",
     ) -> list[Workload]:
         """The workload that a pipeline's name and sizes are: ``matmul:512,512,512``. See ``LiveDialect``."""
         workload = parse(str(model))

@@ -14,7 +14,7 @@ from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, Model, ModelIn
 from lorien.dialects.metaschedule import logs
 from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
 from lorien.dialects.remote import Device, Tracker
-from lorien.records import Candidate, TuningRecord, Workload
+from lorien.records import Candidate, Layout, TuningRecord, Workload
 from lorien.target import Target
 
 
@@ -59,11 +59,12 @@ class MetaScheduleDialect:
         shapes: dict[str, tuple[int, ...]] | None = None,
         *,
         allow_code: bool = False,
+        layout: Layout = "auto",
     ) -> list[Workload]:
         """See ``LiveDialect``. Models are ONNX files, PyTorch exported programs and Relax modules."""
         from lorien.dialects.metaschedule.extract import extract_workloads
 
-        return extract_workloads(model, target, shapes, allow_code=allow_code)
+        return extract_workloads(model, target, shapes, allow_code=allow_code, layout=layout)
 
     def search(
         self,
@@ -139,6 +140,7 @@ class MetaScheduleDialect:
         shapes: dict[str, tuple[int, ...]] | None = None,
         *,
         allow_code: bool = False,
+        layout: Layout = "auto",
     ) -> Model:
         """See ``ModelDialect``. Models are those of ``extract``, and Relax modules in memory."""
         from lorien.dialects.metaschedule.frontends import load_model
@@ -146,8 +148,8 @@ class MetaScheduleDialect:
 
         if isinstance(model, (str, Path)):
             path = Path(model)
-            return Network(load_model(path, shapes, allow_code=allow_code), target, path.stem)
-        return Network(model, target, "model")
+            return Network(load_model(path, shapes, allow_code=allow_code), target, path.stem, layout)
+        return Network(model, target, "model", layout)
 
     def run_model(
         self, library: Path, inputs: Sequence[ModelInput], target: Target, *, repeat: int, min_repeat_s: float

@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorien.dialects.metaschedule.blocks import block_channels
 from lorien.dialects.metaschedule.frontends import Shapes, load_model
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.limits import check_folding, check_ranges
 from lorien.dialects.metaschedule.lowering import failing_operators, without
 from lorien.dialects.metaschedule.onnx_convert import reason_of
+from lorien.dialects.metaschedule.simplify import simplify
+from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import tvm_target, workload_of
 from lorien.errors import BadInput
-from lorien.records import Workload
+from lorien.records import Layout, Workload
 from lorien.target import Target
 
 if TYPE_CHECKING:
@@ -26,7 +29,12 @@ HOST = Target("llvm")
 
 
 def extract_workloads(
-    model: Path, target: Target, shapes: Shapes | None = None, *, allow_code: bool = False
+    model: Path,
+    target: Target,
+    shapes: Shapes | None = None,
+    *,
+    allow_code: bool = False,
+    layout: Layout = "auto",
 ) -> list[Workload]:
     """Distinct workloads of a model, in the order MetaSchedule finds them.
 
@@ -40,6 +48,8 @@ def extract_workloads(
         What it is lowered for.
     shapes, allow_code
         See ``load_model``.
+    layout : Layout
+        ``auto`` or ``plain``; the kernels of one are not those of the other.
 
     Raises
     ------
@@ -47,21 +57,23 @@ def extract_workloads(
         As ``load_model`` does; ``BadInput`` also when nothing is left, or its constants take too much to compute.
     """
     module = load_model(model, shapes, allow_code=allow_code, cut=True)
-    return workloads_in(lower_model(module, target, str(model), cut=True), target, model.stem)
+    return workloads_in(lower_model(module, target, str(model), layout, cut=True), target, model.stem)
 
 
-def lower_model(module: tvm.IRModule, target: Target, model: str, *, cut: bool = False) -> tvm.IRModule:
+def lower_model(
+    module: tvm.IRModule, target: Target, model: str, layout: Layout = "auto", *, cut: bool = False
+) -> tvm.IRModule:
     """``lower``, with ``BadInput`` that names the model and the operators where TVM cannot.
 
     With ``cut`` these operators are left out, with a warning. What is left holds the model's other kernels, and is no
     model to run.
     """
     try:
-        return lower(module, target)
+        return lower(module, target, layout)
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from None
     except Exception as error:  # legalizing calls operator code that checks its arguments as it likes
-        failing = failing_operators(module, partial(lower, target=target))
+        failing = failing_operators(module, partial(lower, target=target, layout=layout))
         names = ", ".join(dict.fromkeys(name for name, _ in failing.values()))
         reason = reason_of(error)
         said = (
@@ -70,7 +82,7 @@ def lower_model(module: tvm.IRModule, target: Target, model: str, *, cut: bool =
         if not cut or not failing:
             raise BadInput(f"{said}. Fix: export it without {'them' if names else 'its rare operators'}") from error
     logger.warning("%s; left out", said)
-    return lower_model(without(module, failing), target, model)
+    return lower_model(without(module, failing), target, model, layout)
 
 
 def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Workload]:
@@ -89,8 +101,11 @@ def workloads_in(lowered: tvm.IRModule, target: Target, network: str) -> list[Wo
     return workloads
 
 
-def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """A Relax module as fused kernels: after these passes the tasks found are those that ``compile_relax`` tunes.
+def lower(module: tvm.IRModule, target: Target, layout: Layout = "auto") -> tvm.IRModule:
+    """A Relax module as fused kernels.
+
+    With the layout ``plain`` they are those that ``compile_relax`` tunes. With ``auto`` the model is simplified first,
+    and for a CPU its channels are in blocks as long as the target's vectors.
 
     Raises
     ------
@@ -115,6 +130,10 @@ def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
     )
     with tvm_target(target):
         check_ranges(module)
+        if layout == "auto":
+            module = simplify(module)
+            if target.kind == "llvm":
+                module = block_channels(module, vectors_of(target).lanes)
         legalized = legalize(module)
         check_folding(legalized)
         return fuse(legalized)

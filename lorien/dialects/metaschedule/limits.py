@@ -19,6 +19,8 @@ WEIGHTS_FACTOR = 12
 FILLED_FACTOR = 3
 FILLED_BYTES = "lorien.filled_bytes"
 """Attribute of a module: bytes of weights that its file fills with one value."""
+FILLED_WEIGHTS = "lorien.filled_weights"
+"""Attribute of a module of which only the kernels are wanted: parameters of main that are such weights, by index."""
 MAX_OPERATIONS = 5_000_000_000
 """Some 10 s in code that is not scheduled."""
 
@@ -41,6 +43,12 @@ def readable(size_bytes: int) -> str:
             break
         size, unit = size / 1000, larger
     return f"{size:.3g} {unit}" if size < 1000 else f"over 1000 {unit}"
+
+
+def filled_weights(module: tvm.IRModule) -> set[Any]:
+    """The parameters of main that stand for weights which the file fills with one value."""
+    positions = module.attrs.get(FILLED_WEIGHTS, ()) if module.attrs else ()
+    return {module["main"].params[int(position)] for position in positions}
 
 
 def check_folding(module: tvm.IRModule) -> None:

@@ -73,7 +73,7 @@ class KernelOperator:
         from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
         try:
-            tasks = extract_tasks(lower(self._relax(axes), _TARGET), tvm_target(_TARGET), params={})
+            tasks = extract_tasks(lower(self._relax(axes), _TARGET, "plain"), tvm_target(_TARGET), params={})
         except BadInput:
             raise
         except Exception as error:  # shape inference and legalization raise what they like

@@ -16,7 +16,7 @@ from lorien.dialects.metaschedule.compile import INPUT_SEED, random_tensor, warm
 from lorien.dialects.metaschedule.extract import lower_model, workloads_in
 from lorien.dialects.metaschedule.workload import module_of, replay, schedule_of, tvm_target
 from lorien.errors import BadInput
-from lorien.records import Candidate, Workload
+from lorien.records import Candidate, Layout, Workload
 from lorien.target import Target
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Network:
     target : Target
     name : str
         Network that the workloads are annotated with.
+    layout : Layout
 
     Raises
     ------
@@ -43,11 +44,11 @@ class Network:
         An operator cannot be lowered, or an input has a shape known only at run time.
     """
 
-    def __init__(self, module: tvm.IRModule, target: Target, name: str) -> None:
+    def __init__(self, module: tvm.IRModule, target: Target, name: str, layout: Layout = "auto") -> None:
         warm_up(target)
         self._target = target
         self.inputs = tuple(_input(param, name) for param in module["main"].params)
-        self._lowered = lower_model(module, target, name)
+        self._lowered = lower_model(module, target, name, layout)
         self.workloads = workloads_in(self._lowered, target, name)
 
     def refusal(self, workload: Workload, candidate: Candidate) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorien.dialects.metaschedule.limits import FILLED_BYTES
+from lorien.dialects.metaschedule.limits import FILLED_BYTES, FILLED_WEIGHTS
 from lorien.dialects.metaschedule.onnx_graph import count_of, is_numeric, nodes_of, opset_of, packed, reads
 from lorien.dialects.metaschedule.onnx_limits import filled_bytes
 from lorien.dialects.metaschedule.onnx_prepare import has_converter
 from lorien.dialects.metaschedule.onnx_shapes import Walk
+from lorien.dialects.metaschedule.onnx_weights import opened
 from lorien.errors import BadInput
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def convert(model: Any) -> tvm.IRModule:
         importer.failures[at] = error
     if importer.failures:
         raise Unconvertible([], [_failure(at, nodes[at], error) for at, error in sorted(importer.failures.items())])
-    return module.with_attr(FILLED_BYTES, filled_bytes(model))
+    return module.with_attrs({FILLED_BYTES: filled_bytes(model), FILLED_WEIGHTS: opened(model)})
 
 
 def cut(model: Any, failures: list[Failure]) -> tuple[Any, list[Failure]] | None:

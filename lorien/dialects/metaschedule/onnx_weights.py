@@ -10,6 +10,9 @@ from typing import Any
 
 from lorien.dialects.metaschedule.onnx_graph import filled, kind_of
 
+FILLED = "lorien: filled"
+"""Documentation of an input that was a filled weight: the one text that a copy of the graph keeps."""
+
 
 def open_filled(model: Any) -> None:
     """Make, in place, filled weights inputs of the model: its kernels stay what they are, and nothing is computed."""
@@ -29,7 +32,14 @@ def open_filled(model: Any) -> None:
                 del user.attribute[:]
                 user.attribute.extend(kept)
         model.graph.node.remove(node)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind_of(node), shape))
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind_of(node), shape, FILLED))
+
+
+def opened(model: Any) -> list[int]:
+    """Which of a model's inputs, those with initializers not counted, were filled weights."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    return [index for index, value in enumerate(inputs) if value.doc_string == FILLED]
 
 
 def _flag(node: Any, name: str) -> bool:

@@ -1,0 +1,444 @@
+"""Channels in blocks: a pass that lowers convolutions and what stands between them for a CPU's vectors.
+
+Tensors that must have their channels in the same order (what an addition adds, what a concatenation joins) are a set.
+A set that a convolution writes to is blocked, by the longest block that divides the channels of all its tensors. A
+convolution reads what it finds, blocked or NCHW. Any other reader gets the tensor as it was, by a ``layout_transform``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorien.dialects.metaschedule import computations
+from lorien.dialects.metaschedule.limits import filled_weights
+from lorien.dialects.metaschedule.rewriter import (
+    DROPPED,
+    Rewriting,
+    bindings,
+    is_float32,
+    name_of,
+    rewrite,
+    shape_of,
+)
+
+if TYPE_CHECKING:
+    import tvm
+
+MIN_BLOCK = 4
+"""Channels. Shorter blocks are not worth the vectors."""
+TRANSFORM = "layout_transform"
+"""What the functions are named by that bring a tensor from one layout to another."""
+
+_CHANNEL = 1
+_UNARY = frozenset(
+    {
+        *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "clip", "cos", "cosh", "erf", "exp"),
+        *("floor", "log", "negative", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "tan"),
+        *("tanh", "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.selu"),
+        "nn.softplus",
+    }
+)
+_BINARY = frozenset(("add", "subtract", "multiply", "divide", "power", "maximum", "minimum"))
+_POOLS = frozenset(("nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d"))
+_REDUCTIONS = frozenset(("mean", "sum", "max", "min"))
+
+
+def block_channels(module: tvm.IRModule, lanes: int) -> tvm.IRModule:
+    """The module with the channels of its convolutions in blocks, and the weights of its products packed.
+
+    Parameters
+    ----------
+    module : IRModule
+        Simplified: the weights of convolutions and products are constants, or filled weights.
+    lanes : int
+        float32 numbers of a vector: the longest block.
+    """
+    from tvm import relax
+
+    function = module["main"]
+    filled = filled_weights(module)
+    blocked = rewrite(module, _Blocking(function, filled, lanes))
+    return relax.transform.DeadCodeElimination(["main"])(blocked)
+
+
+def transformations(module: tvm.IRModule) -> int:
+    """How many layout transformations a rewritten module is left with, before its operators are fused."""
+    return sum(
+        name_of(value) == "call_tir" and value.args[0].name_hint.startswith(TRANSFORM)
+        for _, value in bindings(module["main"])
+    )
+
+
+class _Sets:
+    """Tensors that have their channels in the same order, in sets (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Any, Any] = {}
+        self._channels: dict[Any, int] = {}
+        self._written: set[Any] = set()
+
+    def root(self, var: Any) -> Any:
+        while (parent := self._parent.setdefault(var, var)) is not var:
+            self._parent[var] = self._parent[parent]
+            var = parent
+        return var
+
+    def join(self, var: Any, other: Any) -> None:
+        one, two = self.root(var), self.root(other)
+        if one is not two:
+            self._parent[two] = one
+            self._channels[one] = math.gcd(self._channels.get(one, 0), self._channels.get(two, 0))
+            if two in self._written:
+                self._written.add(one)
+
+    def divide(self, var: Any, channels: int) -> None:
+        """Blocks must divide this number of channels."""
+        root = self.root(var)
+        self._channels[root] = math.gcd(self._channels.get(root, 0), channels)
+
+    def write(self, var: Any) -> None:
+        """A convolution writes the tensor."""
+        self._written.add(self.root(var))
+
+    def block(self, var: Any, lanes: int) -> int | None:
+        """Channels of a block of the tensor's set; None where it stays as it is."""
+        if var not in self._parent:
+            return None
+        root = self.root(var)
+        if root not in self._written:
+            return None
+        block = lanes
+        while block >= MIN_BLOCK:
+            if self._channels[root] % block == 0:
+                return block
+            block //= 2
+        return None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An operator that takes blocks as well: the operands that have its channels, and how it is made of blocks."""
+
+    operands: tuple[Any, ...]
+    make: Callable[[_Blocking, Any, int], Any]
+    """Of the pass, the old call and the block."""
+    parts: tuple[int, ...] = ()
+    """Channels that blocks must divide beside those of the operands and the result."""
+
+
+class _Blocking(Rewriting):
+    def __init__(self, function: Any, filled: set[Any], lanes: int) -> None:
+        from tvm import relax
+
+        self._filled = filled
+        self._lanes = lanes
+        self._sets = _Sets()
+        self._values = dict(bindings(function))
+        self._blocked: dict[Any, Any] = {}
+        """The rebuilt blocked tensor of an old variable."""
+        self._plain: dict[Any, Any] = {}
+        """The same as it was before, where something reads that."""
+        self._transformed: dict[Any, Any] = {}
+        for var, value in self._values.items():
+            if isinstance(var, relax.DataflowVar):
+                self._analyse(var, value)
+
+    def _analyse(self, var: Any, value: Any) -> None:
+        shape = shape_of(var)
+        if shape is None or len(shape) != 4 or not is_float32(var):
+            return
+        if self._is_convolution(value):
+            self._sets.divide(var, shape[_CHANNEL])
+            self._sets.write(var)
+            data = value.args[0]
+            if _is_depthwise(value):
+                self._sets.divide(data, shape[_CHANNEL])
+                self._sets.join(var, data)
+            return
+        kept = _kept(value)
+        if kept is None:
+            return
+        for extent in (shape[_CHANNEL], *kept.parts):
+            self._sets.divide(var, extent)
+        for operand in kept.operands:
+            extents = shape_of(operand)
+            if extents is not None and len(extents) == 4 and extents[_CHANNEL] > 1 and not _is_constant(operand):
+                self._sets.divide(operand, extents[_CHANNEL])
+                self._sets.join(var, operand)
+
+    def bind(self, var: Any, value: Any) -> Any:
+        name = name_of(value)
+        block = self._sets.block(var, self._lanes)
+        if self._is_convolution(value):
+            if block is None and not self._is_blocked(value.args[0]):
+                return None
+            made = self._convolution(value, block)
+            if block is None:
+                return made
+        elif block is not None:
+            kept = _kept(value)
+            if kept is None:
+                return None  # a tensor that something else makes, in a set with blocked ones
+            made = kept.make(self, value, block)
+        elif name in _REDUCTIONS and self._is_blocked(value.args[0]) and _is_spatial(value):
+            return self._reduced(value)
+        elif name == "matmul":
+            return self._product(value)
+        else:
+            return None
+        self._blocked[var] = self.builder.emit(made)
+        return DROPPED
+
+    def use(self, var: Any) -> Any:
+        from tvm import relax
+
+        if var not in self._blocked:
+            return None
+        if var not in self._plain:
+            shape = shape_of(var)
+            assert shape is not None  # noqa: S101 (blocked tensors have one)
+            made = self._blocked[var]
+            # One pixel of all channels has them in the same order either way.
+            one = shape[2] == shape[3] == 1
+            plain = relax.op.reshape(made, shape) if one else self._call(computations.from_blocks, made, name=TRANSFORM)
+            self._plain[var] = self.builder.emit(plain)
+        return self._plain[var]
+
+    def blocked(self, operand: Any, block: int, shape: tuple[int, ...]) -> Any:
+        """An operand of an operator whose result has this shape (n, c, h, w), as it is broadcast to blocks."""
+        from tvm import relax
+
+        if operand in self._blocked:
+            return self._blocked[operand]
+        extents = shape_of(operand) or ()
+        if math.prod(extents) == 1:
+            return self.visit(operand)
+        if _is_constant(operand):
+            return relax.const(_constant_in_blocks(operand.value.numpy(), block))
+        aligned = (1,) * (len(shape) - len(extents)) + extents
+        made = self.visit(operand)
+        if aligned != extents:
+            made = self.builder.emit(relax.op.reshape(made, aligned))
+        if aligned[_CHANNEL] == 1:
+            return self.builder.emit(relax.op.reshape(made, (*aligned, 1)))
+        if operand not in self._transformed:
+            n, c, h, w = aligned
+            if h == w == 1:
+                call = relax.op.reshape(made, (n, c // block, 1, 1, block))
+            else:
+                call = self._call(computations.to_blocks, made, block, name=TRANSFORM)
+            self._transformed[operand] = self.builder.emit(call)
+        return self._transformed[operand]
+
+    def _is_blocked(self, expr: Any) -> bool:
+        return expr in self._blocked
+
+    def _is_convolution(self, value: Any) -> bool:
+        """A convolution in two dimensions with weights that can be packed."""
+        if name_of(value) != "nn.conv2d":
+            return False
+        attributes, weight = value.attrs, value.args[1]
+        layouts = (str(attributes.data_layout), str(attributes.kernel_layout), str(attributes.out_layout))
+        return (
+            layouts == ("NCHW", "OIHW", "NCHW")
+            and is_float32(value)
+            and is_float32(value.args[0])
+            and shape_of(value) is not None
+            and shape_of(value.args[0]) is not None
+            and (_is_constant(weight) or weight in self._filled)
+        )
+
+    def _convolution(self, call: Any, block: int | None) -> Any:
+        data, weight = call.args
+        attributes = call.attrs
+        read = self._blocked.get(data)
+        if _is_depthwise(call) and block is not None:
+            read = self.blocked(data, block, shape_of(data) or ())
+        in_block = int(read.ty.shape[4]) if read is not None else None
+        if _is_depthwise(call):
+            in_block = None
+        groups = int(attributes.groups)
+        return self._call(
+            computations.convolution,
+            self.visit(data) if read is None else read,
+            self._packed_weight(
+                weight,
+                lambda array: computations.pack_convolution(array, in_block, block),
+                computations.packed_shape(shape_of(weight) or (), in_block, block),
+            ),
+            [int(extent) for extent in attributes.strides],
+            [int(extent) for extent in attributes.padding],
+            [int(extent) for extent in attributes.dilation],
+            groups,
+            name=f"{'depthwise_' * _is_depthwise(call)}conv2d_NCHW{'c' * (block is not None)}",
+        )
+
+    def _product(self, call: Any) -> Any:
+        """A product with constant weights, packed; None for another."""
+        data, weight = call.args
+        rows, shape = shape_of(data), shape_of(weight)
+        if rows is None or shape is None or len(shape) != 2 or len(rows) < 2 or not is_float32(call):
+            return None
+        block = self._lanes
+        while block >= MIN_BLOCK and shape[1] % block:
+            block //= 2
+        if block < MIN_BLOCK or not (_is_constant(weight) or weight in self._filled):
+            return None
+        packed = self._packed_weight(
+            weight,
+            lambda array: computations.pack_product(array, block),
+            (shape[1] // block, shape[0], block),
+        )
+        return self._call(computations.product, self.visit(data), packed, name="matmul_packed")
+
+    def _packed_weight(self, weight: Any, pack: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
+        from tvm import relax
+
+        if _is_constant(weight):
+            return relax.const(pack(weight.value.numpy()))
+        # Only kernels are wanted: where the weights come from is no kernel of the model.
+        kind = relax.TensorType(shape, "float32")
+        return self.builder.emit(relax.op.call_pure_packed("lorien.packed_weight", self.visit(weight), ty_args=[kind]))
+
+    def _reduced(self, call: Any) -> Any:
+        """A reduction over the picture, of blocks."""
+        from tvm import relax
+
+        reduce = getattr(relax.op, name_of(call))
+        made = reduce(self._blocked[call.args[0]], [2, 3], keepdims=False)
+        return relax.op.reshape(self.builder.emit(made), shape_of(call))
+
+    def _call(self, compute: Callable[..., Any], *arguments: Any, name: str) -> Any:
+        return self.builder.call_te(compute, *arguments, primfunc_name_hint=name)
+
+
+def _kept(value: Any) -> _Kept | None:
+    """How an operator is made of blocks; None for one that is not."""
+    from tvm import relax
+
+    name = name_of(value)
+    if name in _UNARY:
+        return _Kept((value.args[0],), _made_unary)
+    if name in _BINARY:
+        ranks = [len(shape_of(operand) or (0,) * 9) for operand in value.args]
+        return _Kept(tuple(value.args), _made_binary) if max(ranks) == 4 else None
+    if name in _POOLS:
+        attributes = value.attrs
+        plain = str(attributes.layout) == "NCHW" == str(attributes.out_layout)
+        return _Kept((value.args[0],), _made_pool) if plain else None
+    if name == "concat":
+        parts = value.args[0]
+        if int(value.attrs.axis or 0) % 4 != _CHANNEL or not isinstance(parts, relax.Tuple):
+            return None
+        extents = [shape_of(part) for part in parts.fields]
+        if None in extents:
+            return None
+        # What has one channel would be taken for broadcast.
+        return _Kept(tuple(parts.fields), _made_concat, tuple(extent[_CHANNEL] for extent in extents if extent))
+    if name in _REDUCTIONS and _is_spatial(value) and bool(value.attrs.keepdims):
+        return _Kept((value.args[0],), _made_reduction)
+    if name == "nn.pad":
+        widths = [int(width) for width in value.attrs.pad_width]
+        return _Kept((value.args[0],), _made_pad) if len(widths) == 8 and not any(widths[:4]) else None
+    if name == "image.resize2d":
+        return _Kept((value.args[0],), _made_resize) if str(value.attrs.layout) == "NCHW" else None
+    return None
+
+
+def _made_unary(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    operands = [blocking.blocked(call.args[0], block, shape_of(call) or ()), *call.args[1:]]
+    return relax.Call(call.op, operands, call.attrs)
+
+
+def _made_binary(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    shape = shape_of(call) or ()
+    return relax.Call(call.op, [blocking.blocked(operand, block, shape) for operand in call.args], call.attrs)
+
+
+def _made_pool(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    data = blocking.blocked(call.args[0], block, shape_of(call.args[0]) or ())
+    a, layout = call.attrs, f"NCHW{block}c"
+    if name_of(call) == "nn.adaptive_avg_pool2d":
+        return relax.op.nn.adaptive_avg_pool2d(data, a.output_size, layout, layout)
+    pool = relax.op.nn.max_pool2d if name_of(call) == "nn.max_pool2d" else relax.op.nn.avg_pool2d
+    sizes = [[int(extent) for extent in extents] for extents in (a.pool_size, a.strides, a.padding, a.dilation)]
+    return pool(data, *sizes, bool(a.ceil_mode), bool(a.count_include_pad), layout, layout)
+
+
+def _made_concat(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    parts = [blocking.blocked(part, block, shape_of(part) or ()) for part in call.args[0].fields]
+    return relax.op.concat(parts, _CHANNEL)
+
+
+def _made_reduction(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    data = blocking.blocked(call.args[0], block, shape_of(call.args[0]) or ())
+    return getattr(relax.op, name_of(call))(data, [2, 3], keepdims=True)
+
+
+def _made_pad(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    data = blocking.blocked(call.args[0], block, shape_of(call.args[0]) or ())
+    widths = [int(width) for width in call.attrs.pad_width]
+    return relax.op.nn.pad(data, [*widths, 0, 0], str(call.attrs.pad_mode), float(call.attrs.pad_value))
+
+
+def _made_resize(blocking: _Blocking, call: Any, block: int) -> Any:
+    from tvm import relax
+
+    data = blocking.blocked(call.args[0], block, shape_of(call.args[0]) or ())
+    a = call.attrs
+    size = tuple(int(extent) for extent in call.args[1])
+    return relax.op.image.resize2d(
+        data,
+        size,
+        [float(edge) for edge in a.roi],
+        f"NCHW{block}c",
+        str(a.method),
+        str(a.coordinate_transformation_mode),
+        str(a.rounding_method),
+        float(a.cubic_alpha),
+        int(a.cubic_exclude),
+        float(a.extrapolation_value),
+    )
+
+
+def _is_depthwise(call: Any) -> bool:
+    weight, data = shape_of(call.args[1]), shape_of(call.args[0])
+    return weight is not None and data is not None and weight[1] == 1 and int(call.attrs.groups) == weight[0] == data[1]
+
+
+def _is_spatial(call: Any) -> bool:
+    """Whether a reduction is over the picture of (n, c, h, w)."""
+    axes, shape = call.attrs.axis, shape_of(call.args[0])
+    return shape is not None and len(shape) == 4 and axes is not None and {int(axis) % 4 for axis in axes} == {2, 3}
+
+
+def _is_constant(expr: Any) -> bool:
+    from tvm.ir import GenericConst
+
+    return isinstance(expr, GenericConst)
+
+
+def _constant_in_blocks(constant: Any, block: int) -> Any:
+    """A constant that is broadcast to (n, c, h, w), as it is broadcast to blocks."""
+    array = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
+    n, c, h, w = array.shape
+    if c == 1:
+        return array.reshape(n, 1, h, w, 1)
+    return np.ascontiguousarray(array.reshape(n, c // block, block, h, w).transpose(0, 1, 3, 4, 2))
