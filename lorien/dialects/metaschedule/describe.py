@@ -267,7 +267,10 @@ class Tiling(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What matters of an instruction of a trace: its kind, what was decided, and the structure it announces."""
+    """What matters of an instruction of a trace: its kind, what was decided, and the structure it announces.
+
+    Of a split it is the factors, where they are written down and not sampled; None is the factor that is left over.
+    """
 
     kind: str
     decision: Any = None
@@ -281,15 +284,23 @@ def tiling_of(steps: Iterable[Step]) -> Tiling:
     reduce: list[Sequence[Number]] = []
     split: Sequence[Number] = []
     locations: list[Number] = []
+    vector: Sequence[Number] = []
     counts = dict.fromkeys(("RFactor", "CacheWrite", "ReverseComputeAt"), 0)
     for kind, decision, announced in steps:
         if kind == "SamplePerfectTile":
             if not structure:
                 split = decision
-            elif len(decision) == structure.count("S"):
-                spatial.append(decision)
+            elif len(decision) + len(vector) == structure.count("S"):
+                spatial.append([*decision, *vector])
+                vector = []
             else:
                 reduce.append(decision)
+        elif kind == "Split" and structure and decision:
+            # An axis of whole vectors: its innermost loop is one of them, whatever is sampled for the others.
+            if len(decision) == structure.count("S") and None not in decision:
+                spatial.append(decision)
+            elif len(decision) == 2 and decision[0] is None:
+                vector = decision[1:]
         elif kind == "SampleComputeLocation":
             locations.append(decision)
         elif kind in counts:
@@ -351,8 +362,16 @@ def _steps(schedule: Schedule) -> Iterator[Step]:
             yield Step(kind, int(decisions[instruction]))
         elif kind == "Annotate" and instruction.attrs[0] == TILING:
             yield Step(kind, None, str(instruction.inputs[1]))
+        elif kind == "Split":
+            yield Step(kind, written_factors(instruction.inputs[1:]))
         else:
             yield Step(kind)
+
+
+def written_factors(factors: Sequence[Any]) -> list[int | None] | None:
+    """The factors of a split that are written down; None where some are sampled. TVM's objects, or of a JSON trace."""
+    found = [None if factor is None else getattr(factor, "value", factor) for factor in factors]
+    return found if all(factor is None or isinstance(factor, int) for factor in found) else None
 
 
 def _describe_workload(workload: Workload) -> npt.NDArray[np.float64]:

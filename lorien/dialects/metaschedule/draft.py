@@ -27,6 +27,7 @@ from lorien.dialects.metaschedule.describe import (
     Tiling,
     tiling_columns,
     tiling_of,
+    written_factors,
 )
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
 from lorien.dialects.metaschedule.vectors import Vectors
@@ -109,7 +110,7 @@ class Sketch:
     def _steps(self, decided: dict[int, Any]) -> Iterator[Step]:
         for index, (kind, inputs, attributes, _) in enumerate(self.instructions):
             announced = inputs[1] if kind == "Annotate" and attributes[0] == TILING else ""
-            yield Step(kind, decided.get(index), announced)
+            yield Step(kind, written_factors(inputs[1:]) if kind == "Split" else decided.get(index), announced)
 
     def _unroll(self, decided: dict[int, Any], drafts: int) -> FloatArray:
         """log2(1 + steps), as lowering will find it, if the store with most arithmetic is in what is unrolled."""

@@ -19,6 +19,7 @@ from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
+from lorien.dialects.metaschedule.space import space_generator
 from lorien.dialects.metaschedule.workload import candidate_of, candidate_of_trace, module_of, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
@@ -184,7 +185,7 @@ class _Space:
             context = ms.TuneContext(
                 module_of(self.workload),
                 target=tvm_target(self.target),
-                space_generator="post-order-apply",
+                space_generator=space_generator(module_of(self.workload), self.target),
                 search_strategy=strategy,
                 num_threads=1,
                 rand_state=self._seed % _SEEDS + 1,

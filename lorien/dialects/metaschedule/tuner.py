@@ -19,6 +19,7 @@ from lorien.dialects.metaschedule.draft import make, sketches_of
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.search import FAMILY, PER_FAMILY, PRESSURE
 from lorien.dialects.metaschedule.selection import breeding_weights, in_turns, positions
+from lorien.dialects.metaschedule.space import space_generator
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, schedule_of, tvm_target
 from lorien.records import Candidate, Measurement, Workload
 from lorien.target import Target
@@ -158,7 +159,7 @@ class _Search:
         self._context = ms.TuneContext(
             module_of(workload),
             target=tvm_target(target),
-            space_generator="post-order-apply",
+            space_generator=space_generator(module_of(workload), target),
             search_strategy=self._strategy,
             task_name=workload.name,
             rand_state=seed + 1,  # TVM takes no zero
