@@ -23,7 +23,7 @@ from tests.unit.test_metaschedule_search import TARGET, conv, dense, pool, relu,
 pytest.importorskip("tvm", reason="pip install 'lorien[tvm]'")
 
 NAMES = [feature.name for feature in FEATURES]
-FILL, UNROLL, BODY = (NAMES.index(name) for name in ("trace_fill_full", "main_auto_unroll", "trace_body"))
+DEPTH, UNROLL, TILE = (NAMES.index(name) for name in ("trace_reduce_tile0", "main_auto_unroll", "trace_spatial_tile1"))
 LOCATIONS = [NAMES.index(name) for name in ("trace_location_first", "trace_location_last")]
 
 
@@ -37,9 +37,9 @@ def small_population(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "POPULATION", 96)
 
 
-def full_vectors_small_bodies(rows: Features) -> FloatArray:
+def deep_and_small_tiles(rows: Features) -> FloatArray:
     """A model of decisions that anyone can check."""
-    return rows[:, FILL].astype(np.float64) - 0.01 * rows[:, BODY] + 0.001 * rows[:, UNROLL]
+    return rows[:, DEPTH].astype(np.float64) - 0.01 * rows[:, TILE] + 0.001 * rows[:, UNROLL]
 
 
 @pytest.mark.parametrize("task", [conv, dense, pool, softmax, relu])
@@ -51,7 +51,7 @@ def test_a_draft_is_described_as_the_schedule_it_becomes(task: Callable[[], Work
     compared = 0
     for sketch in subject.sketches_of(samples, vectors_of(TARGET)):
         genes = rng.integers(0, sketch.domains, (12, len(sketch.domains))).astype(np.int8)
-        rows, scores = subject._scored(sketch, genes, known, full_vectors_small_bodies)
+        rows, scores = subject._scored(sketch, genes, known, deep_and_small_tiles)
         assert np.isnan(np.delete(rows, EARLY, axis=1)).all(), "nothing is given that a draft cannot know"
         for row, score, one in zip(rows, scores, genes, strict=True):
             schedule = space.make(sketch.trace(one)) if np.isfinite(score) else None
@@ -71,20 +71,20 @@ def test_drafts_are_what_the_model_asks_for_and_follow_the_seed() -> None:
     samples = space.sample(24)
     known = Describer(TARGET)(samples[:1], [conv()])[0]
     sketches = subject.sketches_of(samples, vectors_of(TARGET))
-    first, again, other = (subject.draft(sketches, known, full_vectors_small_bodies, 20, seed) for seed in (1, 1, 2))
+    first, again, other = (subject.draft(sketches, known, deep_and_small_tiles, 20, seed) for seed in (1, 1, 2))
     assert first == again != other
     made = [schedule for schedule in map(space.make, first) if schedule is not None]
     assert len(made) >= 15
     rows = Describer(TARGET)(made, [conv()] * len(made))
-    random = full_vectors_small_bodies(Describer(TARGET)(samples, [conv()] * len(samples)))
-    assert np.median(full_vectors_small_bodies(rows)) >= max(random)
+    random = deep_and_small_tiles(Describer(TARGET)(samples, [conv()] * len(samples)))
+    assert np.median(deep_and_small_tiles(rows)) >= max(random)
     assert len({row[subject._FAMILY].tobytes() for row in rows}) >= len(rows) / 4, "families far apart are kept"
 
 
 @pytest.mark.usefixtures("small_population")
 def test_a_search_tells_the_features_of_what_it_returns() -> None:
     rows: dict[str, Features] = {}
-    found = open_live_dialect("metaschedule").search(dense(), TARGET, 8, full_vectors_small_bodies, seed=1, rows=rows)
+    found = open_live_dialect("metaschedule").search(dense(), TARGET, 8, deep_and_small_tiles, seed=1, rows=rows)
     assert set(rows) == {candidate.key for candidate in found}
     again = open_extractor("metaschedule").extract(dense(), found, TARGET)
     np.testing.assert_array_equal(np.stack([rows[candidate.key] for candidate in found]), again)
@@ -93,9 +93,9 @@ def test_a_search_tells_the_features_of_what_it_returns() -> None:
 @pytest.mark.usefixtures("small_population")
 def test_a_search_that_drafts_finds_more_and_follows_the_seed() -> None:
     dialect = open_live_dialect("metaschedule")
-    plain = dialect.search(dense(), TARGET, 16, full_vectors_small_bodies, seed=1)
+    plain = dialect.search(dense(), TARGET, 16, deep_and_small_tiles, seed=1)
     drafted = [
-        dialect.search(dense(), TARGET, 16, full_vectors_small_bodies, seed=1, draft=full_vectors_small_bodies)
+        dialect.search(dense(), TARGET, 16, deep_and_small_tiles, seed=1, draft=deep_and_small_tiles)
         for _ in range(2)
     ]
     assert drafted[0] == drafted[1]

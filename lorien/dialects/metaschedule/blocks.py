@@ -8,7 +8,7 @@ convolution reads what it finds, blocked or NCHW. Any other reader gets the tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from lorien.dialects.metaschedule.rewriter import (
     name_of,
     rewrite,
     shape_of,
+    shape_of_type,
 )
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class _Blocking(Rewriting):
                 self._sets.divide(data, shape[_CHANNEL])
                 self._sets.join(var, data)
             return
-        kept = _kept(value)
+        kept = _kept(value, self._values)
         if kept is None:
             return
         for extent in (shape[_CHANNEL], *kept.parts):
@@ -181,7 +182,7 @@ class _Blocking(Rewriting):
             if block is None:
                 return made
         elif block is not None:
-            kept = _kept(value)
+            kept = _kept(value, self._values)
             if kept is None:
                 return None  # a tensor that something else makes, in a set with blocked ones
             made = kept.make(self, value, block)
@@ -205,7 +206,7 @@ class _Blocking(Rewriting):
             made = self._blocked[var]
             # One pixel of all channels has them in the same order either way.
             one = shape[2] == shape[3] == 1
-            plain = relax.op.reshape(made, shape) if one else self._call(computations.from_blocks, made, name=TRANSFORM)
+            plain = relax.op.reshape(made, shape) if one else self.call(computations.from_blocks, made, name=TRANSFORM)
             self._plain[var] = self.builder.emit(plain)
         return self._plain[var]
 
@@ -231,7 +232,7 @@ class _Blocking(Rewriting):
             if h == w == 1:
                 call = relax.op.reshape(made, (n, c // block, 1, 1, block))
             else:
-                call = self._call(computations.to_blocks, made, block, name=TRANSFORM)
+                call = self.call(computations.to_blocks, made, block, name=TRANSFORM)
             self._transformed[operand] = self.builder.emit(call)
         return self._transformed[operand]
 
@@ -263,7 +264,7 @@ class _Blocking(Rewriting):
         if _is_depthwise(call):
             in_block = None
         groups = int(attributes.groups)
-        return self._call(
+        return self.call(
             computations.convolution,
             self.visit(data) if read is None else read,
             self._packed_weight(
@@ -294,7 +295,7 @@ class _Blocking(Rewriting):
             lambda array: computations.pack_product(array, block),
             (shape[1] // block, shape[0], block),
         )
-        return self._call(computations.product, self.visit(data), packed, name="matmul_packed")
+        return self.call(computations.product, self.visit(data), packed, name="matmul_packed")
 
     def _packed_weight(self, weight: Any, pack: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
         from tvm import relax
@@ -313,15 +314,22 @@ class _Blocking(Rewriting):
         made = reduce(self._blocked[call.args[0]], [2, 3], keepdims=False)
         return relax.op.reshape(self.builder.emit(made), shape_of(call))
 
-    def _call(self, compute: Callable[..., Any], *arguments: Any, name: str) -> Any:
+    def call(self, compute: Callable[..., Any], *arguments: Any, name: str) -> Any:
+        """A call of a kernel that computes a tensor expression."""
         return self.builder.call_te(compute, *arguments, primfunc_name_hint=name)
 
 
-def _kept(value: Any) -> _Kept | None:
-    """How an operator is made of blocks; None for one that is not."""
+def _kept(value: Any, values: Mapping[Any, Any]) -> _Kept | None:
+    """How an operator is made of blocks; None for one that is not. ``values`` are those of all variables."""
     from tvm import relax
 
     name = name_of(value)
+    if isinstance(value, relax.TupleGetItem):
+        return _part(values.get(value.tuple_value), value.index)
+    if name == "strided_slice":
+        return _slice(value)
+    if name == "reshape":
+        return _shuffle(value, values)
     if name in _UNARY:
         return _Kept((value.args[0],), _made_unary)
     if name in _BINARY:
@@ -348,6 +356,67 @@ def _kept(value: Any) -> _Kept | None:
     if name == "image.resize2d":
         return _Kept((value.args[0],), _made_resize) if str(value.attrs.layout) == "NCHW" else None
     return None
+
+
+def _part(split: Any, index: int) -> _Kept | None:
+    """One of the parts of a split of the channels."""
+    if name_of(split) != "split" or int(split.attrs.axis) % 4 != _CHANNEL:
+        return None
+    extents = [shape_of_type(kind) for kind in split.ty.fields]
+    if any(extent is None or len(extent) != 4 for extent in extents):
+        return None
+    counts = [extent[_CHANNEL] for extent in extents if extent]
+    return _channels(split.args[0], sum(counts[:index]), counts[index])
+
+
+def _slice(call: Any) -> _Kept | None:
+    """A slice of the channels alone."""
+    from tvm import tirx
+
+    axes, *bounds = ([*argument.fields] if hasattr(argument, "fields") else None for argument in call.args[1:])
+    shape, source = shape_of(call), shape_of(call.args[0])
+    if axes is None or None in bounds or len(bounds) != 2 or len(axes) != 1 or shape is None or source is None:
+        return None
+    begin = bounds[0][0]
+    if int(axes[0]) % 4 != _CHANNEL or len(source) != 4 or not isinstance(begin, tirx.IntImm):
+        return None
+    first = int(begin)
+    return _channels(call.args[0], first + (source[_CHANNEL] if first < 0 else 0), shape[_CHANNEL])
+
+
+def _channels(data: Any, first: int, count: int) -> _Kept:
+    """So many channels of a tensor, from the first on."""
+
+    def make(blocking: _Blocking, call: Any, block: int) -> Any:
+        from tvm import relax
+
+        read = blocking.blocked(data, block, shape_of(data) or ())
+        return relax.op.strided_slice(read, [_CHANNEL], [first // block], [(first + count) // block])
+
+    return _Kept((data,), make, (first, count))
+
+
+def _shuffle(call: Any, values: Mapping[Any, Any]) -> _Kept | None:
+    """Channels shuffled: (n, c, h, w) as (n, groups, c / groups, h, w) with its groups last, and back."""
+    turned = values.get(call.args[0])
+    if name_of(turned) != "permute_dims":
+        return None
+    grouped = values.get(turned.args[0])
+    if name_of(grouped) != "reshape":
+        return None
+    data, axes = grouped.args[0], turned.attrs.axes
+    shape, inner = shape_of(data), shape_of(grouped)
+    if shape is None or inner is None or shape != shape_of(call) or len(shape) != 4 or axes is None:
+        return None
+    if [int(axis) for axis in axes] != [0, 2, 1, 3, 4] or inner[0] != shape[0] or inner[3:] != shape[2:]:
+        return None
+    groups = inner[1]
+
+    def make(blocking: _Blocking, call: Any, block: int) -> Any:
+        read = blocking.blocked(data, block, shape)
+        return blocking.call(computations.shuffle, read, groups, name="channel_shuffle")
+
+    return _Kept((data,), make)
 
 
 def _made_unary(blocking: _Blocking, call: Any, block: int) -> Any:

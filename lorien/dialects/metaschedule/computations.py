@@ -130,6 +130,21 @@ def product(data: Tensor, weight: Tensor) -> Tensor:
     return te.compute((*data.shape[:-1], outer * block), at, name="matmul")
 
 
+def shuffle(data: Tensor, groups: int) -> Tensor:
+    """Blocked channels in the order in which each group gives one in turn."""
+    from tvm import te
+
+    _, outer, _, _, block = (int(extent) for extent in data.shape)
+    per_group = outer * block // groups
+
+    def at(batch: Any, outer: Any, row: Any, column: Any, inner: Any) -> Any:
+        channel = outer * block + inner
+        source = channel % groups * per_group + channel // groups
+        return data(batch, source // block, row, column, source % block)
+
+    return te.compute(data.shape, at, name="channel_shuffle")
+
+
 def to_blocks(data: Tensor, block: int) -> Tensor:
     """(n, c, h, w) as (n, c / block, h, w, block)."""
     from tvm import te

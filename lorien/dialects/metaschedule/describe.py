@@ -370,7 +370,10 @@ def _steps(schedule: Schedule) -> Iterator[Step]:
 
 def written_factors(factors: Sequence[Any]) -> list[int | None] | None:
     """The factors of a split that are written down; None where some are sampled. TVM's objects, or of a JSON trace."""
-    found = [None if factor is None else getattr(factor, "value", factor) for factor in factors]
+    found = [
+        None if factor is None or (isinstance(factor, str) and factor == "None") else getattr(factor, "value", factor)
+        for factor in factors
+    ]
     return found if all(factor is None or isinstance(factor, int) for factor in found) else None
 
 

@@ -110,9 +110,13 @@ def name_of(value: Any) -> str:
 
 def shape_of(expr: Any) -> tuple[int, ...] | None:
     """The shape of a tensor; None for what is no tensor, or has a size known only at run time."""
+    return shape_of_type(expr.ty)
+
+
+def shape_of_type(kind: Any) -> tuple[int, ...] | None:
+    """``shape_of`` an expression of this type."""
     from tvm import relax, tirx
 
-    kind = expr.ty
     if not isinstance(kind, relax.TensorType) or not isinstance(kind.shape, relax.ShapeExpr):
         return None
     if not all(isinstance(extent, tirx.IntImm) for extent in kind.shape):
