@@ -40,9 +40,7 @@ class Access:
     def position(self, values: Mapping[int, int]) -> int:
         """The element at values of axes, by their places; the others are 0. Raises ``NotAffine``."""
         bound = {hash(self.variables[index]): value for index, value in values.items()}
-        return sum(
-            evaluate(index, bound) * stride for index, stride in zip(self.indices, self.strides, strict=True)
-        )
+        return sum(evaluate(index, bound) * stride for index, stride in zip(self.indices, self.strides, strict=True))
 
     def stride(self, axis: int, step: int = 1) -> int:
         """Elements between an axis's values 0 and ``step``. Raises ``NotAffine``."""
@@ -107,7 +105,11 @@ def accesses(block: tvm.s_tir.SBlock) -> tuple[list[Access], list[Access]]:
 
     def of(regions: Any) -> list[Access]:
         return [
-            Access(region.buffer if hasattr(region, "buffer") else region.source, tuple(r.min for r in region.region), variables)
+            Access(
+                region.buffer if hasattr(region, "buffer") else region.source,
+                tuple(r.min for r in region.region),
+                variables,
+            )
             for region in regions
         ]
 

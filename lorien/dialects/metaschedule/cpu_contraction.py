@@ -10,10 +10,18 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorien.dialects.metaschedule.cpu_access import Access, Axis, NotAffine, accesses, axes_of
-from lorien.dialects.metaschedule.cpu_loops import block_names, inner_loops, is_plain, lanes_of, vectorise, vectorise_last
+from lorien.dialects.metaschedule.cpu_loops import (
+    PARTITION,
+    block_names,
+    inner_loops,
+    is_plain,
+    lanes_of,
+    vectorise,
+    vectorise_last,
+)
 from lorien.dialects.metaschedule.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -93,6 +101,7 @@ class Tile(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Rows of the tile."""
         return self.inner_rows * self.outer_rows
 
 
@@ -237,14 +246,16 @@ def plan(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> Plan:
     pack = packs(c)
     others = c.products // (c.steps * lanes * inner * outer * columns)
     panel_bytes = tile.columns * lanes * FLOAT_BYTES * c.steps
-    window_bytes = FLOAT_BYTES * math.prod(int(v) for v in c.broadcast.buffer.shape) / max(1, extent((*c.batch, *c.rows)))
-    column_tiles, inner_tiles, outer_tiles = columns // tile.columns, -(-inner // tile.inner_rows), outer // tile.outer_rows
+    # Of a row, its share of what all rows read.
+    row_bytes = FLOAT_BYTES * math.prod(map(int, c.broadcast.buffer.shape)) / extent((*c.batch, *c.rows))
+    column_tiles = columns // tile.columns
+    inner_tiles, outer_tiles = -(-inner // tile.inner_rows), outer // tile.outer_rows
     cut_tiles = outer_tiles if outer > 1 else inner_tiles if inner % tile.inner_rows == 0 else 1
 
     def cycles(parts: tuple[int, int]) -> float:
         row_parts, column_parts = parts
         row_tiles, panels = inner_tiles * outer_tiles // row_parts, column_tiles // column_parts
-        rows_bytes = row_tiles * tile.rows * window_bytes
+        rows_bytes = row_tiles * tile.rows * row_bytes
         compute = row_tiles * panels * c.steps * tile.cycles
         # Columns are walked outside: a panel of them is read for each tile of rows, all rows for each panel.
         moved = panels * reading_cycles(panel_bytes, row_tiles) + reading_cycles(rows_bytes, panels)
@@ -253,7 +264,8 @@ def plan(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> Plan:
         return -(-others * row_parts * column_parts // cores) * (each + PART_CYCLES)
 
     parts = min(itertools.product(divisors(cut_tiles), divisors(column_tiles)), key=cycles)
-    return Plan(lanes, tile, *parts, pack, parallel=cores > 1 and cycles(parts) > SMALL_CYCLES)
+    parallel = cores > 1 and others * math.prod(parts) > 1 and cycles(parts) > SMALL_CYCLES
+    return Plan(lanes, tile, *parts, pack, parallel)
 
 
 def row_extents(c: Contraction) -> tuple[int, int]:
@@ -290,8 +302,10 @@ def reading_cycles(size_bytes: float, times: int) -> float:
     return far + again * (times - 1)
 
 
-def schedule_contraction(schedule: Schedule, name: str, vectors: Vectors, cores: int) -> set[str]:
-    """Schedule a block that is a contraction, what it alone reads, and what follows it elementwise.
+def schedule_contraction(
+    schedule: Schedule, name: str, vectors: Vectors, cores: int, *, fused: bool = True
+) -> set[str]:
+    """Schedule a block that is a contraction, the stages that only it reads, and with ``fused`` the one that follows.
 
     Returns the names of these blocks, empty where it is none. Raises TVM's errors, and leaves the schedule half
     changed, where it cannot be cut.
@@ -300,12 +314,17 @@ def schedule_contraction(schedule: Schedule, name: str, vectors: Vectors, cores:
     c = contraction_of(schedule, block) if is_plain(schedule, block) else None
     if c is None:
         return set()
-    producers = [p for p in schedule.get_producers(block) if len(schedule.get_consumers(p)) == 1]
+    producers = [
+        producer
+        for producer in schedule.get_producers(block)
+        if len(schedule.get_consumers(producer)) == 1 and schedule.get(producer).init is None
+    ]
     consumers = schedule.get_consumers(block)
+    epilogue = consumers[0] if fused and len(consumers) == 1 else None
     cut = plan(c, vectors, cores, padded=bool(producers))
-    known = {name, *(str(schedule.get(other).name_hint) for other in (*producers, *consumers))}
+    known = {str(schedule.get(stage).name_hint) for stage in (block, *producers, *([epilogue] if epilogue else []))}
     before = set(block_names(schedule))
-    _apply(schedule, block, c, cut, producers, consumers[0] if len(consumers) == 1 else None)
+    _apply(schedule, block, c, cut, producers, epilogue)
     return known | (set(block_names(schedule)) - before)
 
 
@@ -355,14 +374,14 @@ def _apply(
         schedule.parallel(part)
     last = walked[-1] if walked else part
     if inner % cut.tile.inner_rows:
-        schedule.annotate(last, "pragma_loop_partition_hint", 1)
+        schedule.annotate(last, PARTITION, 1)
     schedule.reverse_compute_at(epilogue, last)
     vectorise(schedule, inner_loops(schedule, epilogue, last), cut.lanes)
     for producer in reversed(producers):
         schedule.compute_at(producer, part)
         vectorise_last(schedule, inner_loops(schedule, producer, part), cut.lanes)
     if cut.pack:
-        _pack(schedule, block, c, walked[0] if column is not None else part)
+        _pack(schedule, block, c, walked[0] if column is not None else part, cut.lanes)
     for loop in (*held, *columns_held):
         schedule.unroll(loop)
     schedule.vectorize(vector)
@@ -391,21 +410,19 @@ def _block_extent(c: Contraction, axis: Axis) -> int:
     return axis.extent
 
 
-def _pack(schedule: Schedule, block: SBlockRV, c: Contraction, at: LoopRV) -> None:
+def _pack(schedule: Schedule, block: SBlockRV, c: Contraction, at: LoopRV, lanes: int) -> None:
     """Copy a part's columns of the streamed operand together, with the vectors along memory."""
     regions = schedule.get(block).reads
     read = next(i for i, region in enumerate(regions) if region.source.same_as(c.streamed.buffer))
     copy = schedule.cache_read(block, read, "global")
     if not c.contiguous:
-        dimension = next(
-            i for i, index in enumerate(c.streamed.indices) if c.streamed.along(index, c.vector)
-        )
+        dimension = next(i for i, index in enumerate(c.streamed.indices) if c.streamed.along(index, c.vector))
         schedule.transform_layout(
             copy, ("write", 0), lambda *index: [*index[:dimension], *index[dimension + 1 :], index[dimension]]
         )
     schedule.compute_at(copy, at)
     loops = inner_loops(schedule, copy, at)
     if not c.contiguous:
-        loops = [*loops[:dimension - len(c.streamed.indices)], *loops[dimension - len(c.streamed.indices) + 1 :], loops[dimension - len(c.streamed.indices)]] if dimension != len(c.streamed.indices) - 1 else loops
+        loops.append(loops.pop(dimension - len(c.streamed.indices)))
         schedule.reorder(*loops)
-    vectorise_last(schedule, loops, 16)
+    vectorise_last(schedule, loops, lanes)

@@ -63,7 +63,8 @@ def cpu_schedule(module: tvm.IRModule, target: Target) -> Schedule:
         attempt(partial(_inline, name=name))
     done: set[str] = set()
     for name in block_names(schedule):
-        done |= attempt(partial(schedule_contraction, name=name, vectors=vectors, cores=cores))
+        rule = partial(schedule_contraction, name=name, vectors=vectors, cores=cores)
+        done |= attempt(rule) or attempt(partial(rule, fused=False))
     if not done:
         names = block_names(schedule)
         done |= attempt(partial(schedule_rows, names=names, vectors=vectors, cores=cores))

@@ -1,4 +1,4 @@
-"""Stages of a kernel on a CPU whose vectors run along no sum: elementwise steps and copies; and rows with reductions."""
+"""Stages of a kernel on a CPU that are no sums of products: elementwise steps, copies, and rows with reductions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorien.dialects.metaschedule.cpu_access import accesses, axes_of
-from lorien.dialects.metaschedule.cpu_loops import block_names, extent_of, inner_loops, is_plain, lanes_of, vectorise_last
+from lorien.dialects.metaschedule.cpu_loops import (
+    block_names,
+    extent_of,
+    inner_loops,
+    is_plain,
+    lanes_of,
+    vectorise_last,
+)
 from lorien.dialects.metaschedule.vectors import Vectors
 
 if TYPE_CHECKING:
     from tvm.s_tir import Schedule
-    from tvm.s_tir.schedule import LoopRV, SBlockRV
+    from tvm.s_tir.schedule import SBlockRV
 
 SMALL_BYTES = 1 << 21
 """What a core moves in about the time that it takes to wake another one."""
@@ -54,45 +61,35 @@ def schedule_rows(schedule: Schedule, names: Sequence[str], vectors: Vectors, co
     """Schedule the stages of a softmax, a normalisation or a mean: rows in parallel, all stages of a row together."""
     blocks = [schedule.get_sblock(name) for name in names]
     outputs = [block for block in blocks if not schedule.get_consumers(block)]
-    if len(outputs) != 1 or not any(schedule.get(block).init is not None for block in blocks):
+    if len(outputs) != 1 or not any(_reduces(schedule, block) for block in blocks):
         return set()
-    output = outputs[0]
+    (output,) = outputs
     depth = _common_rows(schedule, blocks)
-    sizes = {name: math.prod(axis.extent for axis in axes_of(schedule.get(block))) for name, block in zip(names, blocks)}
-    rows = math.prod(axis.extent for axis in axes_of(schedule.get(output))[:depth])
-    if rows == 1:
+    if depth == 0:
         return set()
+    points = {name: _points(schedule, block) for name, block in zip(names, blocks, strict=True)}
     parallel = cores > 1 and moved_bytes(schedule, blocks) > SMALL_BYTES
-    partial = {}
-    for name, block in zip(names, blocks, strict=True):
-        if schedule.get(block).init is not None and is_plain(schedule, block):
-            made = _partial(schedule, block, vectors)
-            if made is not None:
-                partial[schedule.get(made).name_hint] = made
-    # In order: partial sums stand before what adds them up.
-    ordered = schedule.get_child_blocks(schedule.get_sblock("root"))
+    lanes = {_partial(schedule, block, vectors) for block in blocks if _reduces(schedule, block)}
     loops = schedule.get_loops(output)[:depth]
+    rows = math.prod(extent_of(schedule, loop) for loop in loops)
     row = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
-    if parallel:
+    if parallel and rows > 1:
         schedule.parallel(row)
-    for block in reversed(ordered):
-        stmt = schedule.get(block)
-        if stmt.name_hint == schedule.get(output).name_hint:
-            if stmt.init is None:
-                vectorise_last(schedule, inner_loops(schedule, block, row), vectors.lanes)
-            continue
-        schedule.compute_at(block, row)
+    for name in reversed(block_names(schedule)):  # what a stage reads is placed after the stage
+        block = schedule.get_sblock(name)
+        if not schedule.get(block).same_as(schedule.get(output)):
+            schedule.compute_at(block, row)
         own = inner_loops(schedule, block, row)
         computed = rows * math.prod(extent_of(schedule, loop) for loop in own)
-        if computed > RECOMPUTED * sizes.get(stmt.name_hint, computed):
+        if computed > RECOMPUTED * points.get(name, computed):
             return set()
-        if stmt.init is None:
-            vectorise_last(schedule, own, vectors.lanes)
-        elif stmt.name_hint in partial:
-            lane, *steps = own  # in the order of the block's axes: the lane was made first
+        if name in lanes:
+            lane, *steps = own  # in the order of the block's axes: the lane is the newest
             schedule.reorder(*steps, lane)
             schedule.vectorize(lane)
             schedule.decompose_reduction(block, steps[0])
+        elif not _reduces(schedule, block):
+            vectorise_last(schedule, own, vectors.lanes)
     return set(block_names(schedule))
 
 
@@ -123,43 +120,37 @@ def _is_flat(stmt: Any) -> bool:
 
 
 def _common_rows(schedule: Schedule, blocks: Sequence[SBlockRV]) -> int:
-    """How many outermost axes all blocks have in common; of a block without reductions, the last wide one is none."""
-    kept: list[list[int]] = []
+    """How many outermost axes all blocks have in common. What is not reduced keeps its last one for vectors."""
+    reduced = min(_points(schedule, block, sums=False) for block in blocks if _reduces(schedule, block))
+    extents: list[list[int]] = []
     for block in blocks:
-        axes = axes_of(schedule.get(block))
-        spatial = [axis.extent for axis in axes if not axis.reduces]
-        if not any(axis.reduces for axis in axes):
-            wide = [at for at, extent in enumerate(spatial) if extent > 1]
-            spatial = spatial[: wide[-1]] if wide and len(blocks) > 1 and _has_inner(schedule, blocks, spatial) else spatial
-        kept.append(spatial)
+        own = [axis.extent for axis in axes_of(schedule.get(block)) if not axis.reduces]
+        if math.prod(own) > reduced:
+            last = max(at for at, extent in enumerate(own) if extent > 1)
+            own = own[:last]
+        extents.append(own)
     depth = 0
-    while all(len(extents) > depth and extents[depth] == kept[0][depth] for extents in kept):
+    while all(len(own) > depth and own[depth] == extents[0][depth] for own in extents):
         depth += 1
     return depth
 
 
-def _has_inner(schedule: Schedule, blocks: Sequence[SBlockRV], spatial: Sequence[int]) -> bool:
-    """Whether a stage has more values than rows: then its last axis is walked inside a row."""
-    rows = min(
-        math.prod(axis.extent for axis in axes_of(schedule.get(block)) if not axis.reduces)
-        for block in blocks
-        if schedule.get(block).init is not None
-    )
-    return math.prod(spatial) > rows
-
-
-def _partial(schedule: Schedule, block: SBlockRV, vectors: Vectors) -> SBlockRV | None:
-    """Cut a sum along memory into one for each lane of a vector; the block of these, or None where it is too short."""
-    stmt = schedule.get(block)
-    axes = axes_of(stmt)
+def _partial(schedule: Schedule, block: SBlockRV, vectors: Vectors) -> str:
+    """Cut a sum along memory into one for each lane of a vector; the name of their block, empty where it is short."""
+    axes = axes_of(schedule.get(block))
     sums = [axis for axis in axes if axis.reduces and axis.extent > 1]
-    if not sums:
-        return None
-    loops = schedule.get_loops(block)
-    lanes = lanes_of(sums[-1].extent, vectors)
+    lanes = lanes_of(sums[-1].extent, vectors) if sums and is_plain(schedule, block) else 0
     if lanes < FEWEST_LANES or lanes == math.prod(axis.extent for axis in sums):
-        return None
-    loop = loops[sums[-1].index]
-    _, lane = schedule.split(loop, [None, lanes])
-    made = schedule.rfactor(lane, sum(not axis.reduces for axis in axes))
-    return made
+        return ""
+    _, lane = schedule.split(schedule.get_loops(block)[sums[-1].index], [None, lanes])
+    partial = schedule.rfactor(lane, sum(not axis.reduces for axis in axes))
+    return str(schedule.get(partial).name_hint)
+
+
+def _reduces(schedule: Schedule, block: SBlockRV) -> bool:
+    return schedule.get(block).init is not None
+
+
+def _points(schedule: Schedule, block: SBlockRV, *, sums: bool = True) -> int:
+    """How often a block runs; without the sums, how many values it makes."""
+    return math.prod(axis.extent for axis in axes_of(schedule.get(block)) if sums or not axis.reduces)
