@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tvm
@@ -15,7 +15,8 @@ class NotAffine(ValueError):
     """An index that is more than sums, products, quotients and remainders of axes and numbers."""
 
 
-class Axis(NamedTuple):
+@dataclass(frozen=True)
+class Axis:
     """An iteration variable of a block: its place among them, its extent, and whether it is summed over."""
 
     index: int
