@@ -1,4 +1,4 @@
-"""Whole networks: unscheduled, built by Lorien unseen, with stock tuning's schedules, and by ONNX Runtime.
+"""Whole networks: with default schedules, built by Lorien unseen, with stock tuning's schedules, and by ONNX Runtime.
 
     python benchmarks/deliver.py prepare --data DATASETS --work WORK --network squeezenet
     python benchmarks/deliver.py stock   --work WORK --network squeezenet
@@ -113,7 +113,7 @@ def measure(work: Path, network: str, budgets_s: Sequence[float]) -> None:
         cold = run(*build, *known, "--models", work / f"models-{network}", "--budget", str(budget_s))
         warm, done = run(*build, *known, "--budget", "0"), run(*timed, *known)
         if not rows:
-            rows.append(["unscheduled", done.value["default_latency_s"] * 1e3, compile_s(done.value), None])
+            rows.append(["default schedules", done.value["default_latency_s"] * 1e3, compile_s(done.value), None])
         latency_ms = done.value["latency_s"] * 1e3
         rows.append([f"lorien build, budget {budget_s:g} s", latency_ms, cold.seconds, sources(cold.value)])
         rows.append(["the same once more, from the database", latency_ms, warm.seconds, sources(warm.value)])
