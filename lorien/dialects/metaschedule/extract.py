@@ -12,6 +12,7 @@ from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.limits import check_folding, check_ranges
 from lorien.dialects.metaschedule.lowering import failing_operators, without
 from lorien.dialects.metaschedule.onnx_convert import reason_of
+from lorien.dialects.metaschedule.vector_math import count_flop, legalizations
 from lorien.dialects.metaschedule.workload import tvm_target, workload_of
 from lorien.errors import BadInput
 from lorien.records import Workload
@@ -104,13 +105,15 @@ def lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
 
     # FoldConstant builds for the host, whose build imports the intrinsics of all devices unless some are there: 27 s.
     register_intrinsics(HOST)
-    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps()])
+    own = legalizations() if target.kind == "llvm" else None
+    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps(own)])
     fuse = Sequential(
         [
             relax.transform.FoldConstant(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            count_flop(),
         ]
     )
     with tvm_target(target):
