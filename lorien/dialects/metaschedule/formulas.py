@@ -51,7 +51,7 @@ def _real(value: float) -> tirx.Expr:
     return tirx.const(value, "float32")
 
 
-def _bound(value: tirx.Expr, body: Formula) -> tirx.Expr:
+def bound(value: tirx.Expr, body: Formula) -> tirx.Expr:
     """``body`` of a name for ``value``: written out in each place, an expression of expressions grows exponentially."""
     from tvm import tirx
 
@@ -71,9 +71,9 @@ def _clamped(x: tirx.Expr, low: float, high: float, body: Formula) -> tirx.Expr:
     from tvm import tirx
 
     def upper(x: tirx.Expr) -> tirx.Expr:
-        return _bound(tirx.Select(x > _real(high), _real(high), x), body)
+        return bound(tirx.Select(x > _real(high), _real(high), x), body)
 
-    return _bound(tirx.Select(x < _real(low), _real(low), x), upper)
+    return bound(tirx.Select(x < _real(low), _real(low), x), upper)
 
 
 def exp(x: tirx.Expr) -> tirx.Expr:
@@ -87,7 +87,7 @@ def _exp_within(x: tirx.Expr) -> tirx.Expr:
 
     def scaled(count: tirx.Expr) -> tirx.Expr:
         n = tirx.Cast("float32", count) - _real(151.0)
-        return _bound(n, lambda n: _bound(x - n * _real(_LN2_HIGH) - n * _real(_LN2_LOW), partial(power, count)))
+        return bound(n, lambda n: bound(x - n * _real(_LN2_HIGH) - n * _real(_LN2_LOW), partial(power, count)))
 
     def power(count: tirx.Expr, r: tirx.Expr) -> tirx.Expr:
         # In two halves: 2**n alone is no float32 where the result is denormal, or infinite.
@@ -96,7 +96,7 @@ def _exp_within(x: tirx.Expr) -> tirx.Expr:
         return _polynomial((1.0, 1.0, *_EXP), r) * _power_of_two(half) * _power_of_two(rest)
 
     # Above zero a conversion is a floor, and unlike floor it is one instruction on every CPU.
-    return _bound(tirx.Cast("int32", x * _real(_LOG2_E) + _real(151.5)), scaled)
+    return bound(tirx.Cast("int32", x * _real(_LOG2_E) + _real(151.5)), scaled)
 
 
 def _power_of_two(exponent: tirx.Expr) -> tirx.Expr:
@@ -109,8 +109,8 @@ def _odd_rational(p: Sequence[float], q: Sequence[float], limit: float) -> Formu
     """x * P(x**2) / Q(x**2) with x held within the limit and the result within -1 and 1."""
 
     def inner(x: tirx.Expr) -> tirx.Expr:
-        ratio = _bound(x * x, lambda t: x * _polynomial(p, t) / _polynomial(q, t))
-        return _bound(ratio, lambda y: _clamped(y, -1.0, 1.0, lambda y: y))
+        ratio = bound(x * x, lambda t: x * _polynomial(p, t) / _polynomial(q, t))
+        return bound(ratio, lambda y: _clamped(y, -1.0, 1.0, lambda y: y))
 
     return lambda x: _clamped(x, -limit, limit, inner)
 
@@ -143,30 +143,30 @@ def log(x: tirx.Expr) -> tirx.Expr:
         def parts(bits: tirx.Expr) -> tirx.Expr:
             # 0x3F3504F3 is sqrt(1/2): the mantissa lies between that and its double.
             exponent = (bits - 0x3F3504F3) >> 23
-            return _bound(exponent, lambda e: joined(bits, e))
+            return bound(exponent, lambda e: joined(bits, e))
 
         def joined(bits: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
             e = tirx.Cast("float32", exponent) + offset
             u = tirx.reinterpret("float32", bits - (exponent << 23)) - _real(1.0)
-            return _bound(
+            return bound(
                 e,
-                lambda e: _bound(
+                lambda e: bound(
                     u, lambda u: e * _real(_LN2_HIGH) + (u + (u * u * _polynomial(_LOG, u) + e * _real(_LN2_LOW)))
                 ),
             )
 
-        finite = _bound(bits, parts)
+        finite = bound(bits, parts)
         # Beyond the largest number are infinity and NaN, which are their own logarithms.
         positive = tirx.Select(x <= _real(3.4028234663852886e38), finite, x)
         below = tirx.Select(x == _real(0.0), _real(-math.inf), _real(math.nan))
         return tirx.Select(x <= _real(0.0), below, positive)
 
-    return _bound(x, inner)
+    return bound(x, inner)
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
     """x / 2 * (1 + erf(x / sqrt(2)))."""
-    return _bound(x, lambda x: x * (_real(0.5) + _real(0.5) * erf(x * _real(math.sqrt(0.5)))))
+    return bound(x, lambda x: x * (_real(0.5) + _real(0.5) * erf(x * _real(math.sqrt(0.5)))))
 
 
 def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
@@ -176,12 +176,12 @@ def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
         scaled = _real(math.sqrt(2.0 / math.pi)) * x * (_real(1.0) + _real(0.044715) * x * x)
         return _real(0.5) * x * (_real(1.0) + tanh(scaled))
 
-    return _bound(x, inner)
+    return bound(x, inner)
 
 
 def silu(x: tirx.Expr) -> tirx.Expr:
     """x * sigmoid(x)."""
-    return _bound(x, lambda x: x * sigmoid(x))
+    return bound(x, lambda x: x * sigmoid(x))
 
 
 def selu(x: tirx.Expr) -> tirx.Expr:
@@ -190,7 +190,7 @@ def selu(x: tirx.Expr) -> tirx.Expr:
 
     alpha, scale = 1.6732632423543772, 1.0507009873554805
     zero = _real(0.0)
-    return _bound(
+    return bound(
         x,
         lambda x: _real(scale) * tirx.Select(x > zero, x, _real(alpha) * (exp(x) - _real(1.0))),
     )
@@ -204,8 +204,8 @@ def softplus(x: tirx.Expr, beta: float, threshold: float) -> tirx.Expr:
         scaled = x * _real(beta)
         # exp of what is below zero lies between 0 and 1, where one polynomial is the logarithm.
         below = tirx.Select(scaled < _real(0.0), scaled, _real(0.0) - scaled)
-        rest = _bound(exp(below), lambda u: u * _polynomial(_LOG1P, u))
+        rest = bound(exp(below), lambda u: u * _polynomial(_LOG1P, u))
         above = tirx.Select(scaled < _real(0.0), _real(0.0), scaled)
         return tirx.Select(scaled > _real(threshold), x, (above + rest) * _real(1.0 / beta))
 
-    return _bound(x, inner)
+    return bound(x, inner)

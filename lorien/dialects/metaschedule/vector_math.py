@@ -105,20 +105,24 @@ def _over_axis(compute: Callable[[te.Tensor, int], te.Tensor]) -> LegalizeFunc:
 
 _LANES = 16
 """Partial results of a reduction: the widest vectors of today, two or four of narrower ones."""
+_PARTIAL = "_lanes"
+"""How the name of a block of partial results ends."""
 _KEPT = {"meta_schedule.inline_rule": "disable"}
 """Of a block that is read more than once: MetaSchedule knows that tirx.exp is not to be computed twice, not this."""
 
 
 def _lanes_innermost(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Blocks of partial results with the lanes as the innermost loop, where they vectorize."""
+    """Blocks of partial results with the lanes innermost, where they vectorize: te puts the reduction there."""
     import tvm
     from tvm.s_tir import Schedule
+    from tvm.tirx import IndexMap
 
     schedule = Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-        if schedule.get(block).name_hint.endswith("_lanes"):
-            *_, lane, step = schedule.get_loops(block)
-            schedule.reorder(step, lane)
+        axes = schedule.get(block).iter_vars
+        if schedule.get(block).name_hint.endswith(_PARTIAL):
+            swapped = IndexMap.from_func(lambda *axes: (*axes[:-2], axes[-1], axes[-2]), ndim=len(axes))
+            schedule.transform_block_layout(block, swapped)
     return schedule.mod["main"]
 
 
@@ -126,32 +130,33 @@ def _reduced(x: te.Tensor, axis: int, reduce: Callable[..., tirx.Expr], join: Jo
     """``x`` reduced over ``axis``, which the result lacks.
 
     Floating-point additions keep their order, so that no compiler vectorizes one reduction. Over the last axis, element
-    16 * k + l is therefore reduced into lane l, then the lanes are, then what is left over is joined.
+    16 * k + l is therefore reduced into lane l; then the lanes and what is left over are joined in pairs.
     """
     from tvm import te, tirx
 
     outer = [extent for position, extent in enumerate(x.shape) if position != axis]
-
-    def over(extent: tirx.Expr, start: int, label: str) -> te.Tensor:
-        k = te.reduce_axis((0, extent), name="k")
-        return te.compute(
-            outer, lambda *i: reduce(x(*i[:axis], k + start if start else k, *i[axis:]), axis=k), name=label
-        )
-
     extent = x.shape[axis]
     if axis != len(x.shape) - 1 or not isinstance(extent, tirx.IntImm) or int(extent) < 2 * _LANES:
-        return over(extent, 0, name)
+        k = te.reduce_axis((0, extent), name="k")
+        return te.compute(outer, lambda *i: reduce(x(*i[:axis], k, *i[axis:]), axis=k), name=name)
     count, rest = divmod(int(extent), _LANES)
-    step = te.reduce_axis((0, count), name="k")
+    k = te.reduce_axis((0, count), name="k")
     lanes = te.compute(
-        [*outer, _LANES], lambda *i: reduce(x(*i[:-1], step * _LANES + i[-1]), axis=step), name=f"{name}_lanes"
+        [*outer, _LANES], lambda *i: reduce(x(*i[:-1], k * _LANES + i[-1]), axis=k), name=f"{name}{_PARTIAL}"
     )
-    lane = te.reduce_axis((0, _LANES), name="k")
-    whole = te.compute(outer, lambda *i: reduce(lanes(*i, lane), axis=lane), name=name)
-    if not rest:
-        return whole
-    tail = over(tirx.IntImm("int64", rest), count * _LANES, f"{name}_tail")
-    return te.compute(outer, lambda *i: join(whole(*i), tail(*i)), name=f"{name}_joined")
+
+    def joined(*i: tirx.Expr) -> tirx.Expr:
+        parts = [lanes(*i, lane) for lane in range(_LANES)]
+        return _joined([*parts, *(x(*i, count * _LANES + position) for position in range(rest))], join)
+
+    return te.compute(outer, joined, name=name, attrs=_KEPT)
+
+
+def _joined(parts: list[tirx.Expr], join: Join) -> tirx.Expr:
+    """The parts joined in pairs, each with a name: TVM's simplifier takes minutes over a tree of maxima."""
+    if len(parts) == 1:
+        return parts[0]
+    return formulas.bound(join(parts[0], parts[1]), lambda pair: _joined([*parts[2:], pair], join))
 
 
 def _without(indices: Sequence[tirx.Expr], axis: int) -> tuple[tirx.Expr, ...]:
