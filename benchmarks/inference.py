@@ -1,6 +1,6 @@
 """One process that loads a network, runs it and times it: a turn of ``deliver.py``. Its answer is JSON.
 
-    python benchmarks/inference.py LIBRARY.so|MODEL.onnx --inputs inputs.npz --seconds 0.3 --threads 2 [--outputs outputs.npz]
+    python benchmarks/inference.py LIBRARY.so|MODEL.onnx --inputs FILE.npz --seconds 0.3 --threads 2 [--outputs FILE]
 
 What is timed is a call as a user makes it from Python, of TVM's virtual machine or of a session of ONNX Runtime. Each
 turn has a process of its own: threads that wait for work in a loop, as ONNX Runtime's do, are in nobody's way.

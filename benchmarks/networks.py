@@ -2,10 +2,10 @@
 
     python benchmarks/networks.py FOLDER [--network squeezenet]
 
-ONNX's light models are filled with one constant each: their channels are all the same, and a kernel that mixes them up is
-not found out. Here they are random, of He's scale, with statistics of batch normalisations that change what is normalised.
-MobileNetV2 is written twice from one set of weights, by torch.export for Lorien and as ONNX for ONNX Runtime: ``pip install
-onnxruntime onnxscript torch torchvision``. The same seed gives the same weights.
+Each weight of ONNX's light models is one constant: their channels are all the same, and a kernel that mixes them up
+goes unnoticed. Here weights are random, of He's scale, and batch normalisations change what they are given.
+MobileNetV2 is written twice from one set of weights, by torch.export for Lorien and as ONNX for ONNX Runtime: ``pip
+install onnxruntime onnxscript torch torchvision``. The same seed gives the same weights.
 """
 
 from __future__ import annotations

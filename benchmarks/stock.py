@@ -24,7 +24,7 @@ from lorien.records import Workload
 BUILD_TIMEOUT_S = 120
 """Not TVM's 30: each of its build processes imports the intrinsics of all devices first, which takes a Zen 1 44 s."""
 BATCH = 64
-RECORDS, LIBRARY = "database_tuning_record.json", "library.so"
+RECORDS, LIBRARY, ANSWER = "database_tuning_record.json", "library.so", "answer.json"
 
 
 def tune_tasks(workloads: Sequence[Workload], folder: Path, trials: int) -> None:
@@ -65,7 +65,7 @@ def tune_network(model: Path, folder: Path, trials: int, *, prepack: bool) -> in
     that the schedules want; TVM folds that into the library, as the weights are constants.
     """
     target = native_target()
-    # Before TVM is imported for its threads, and before constants are folded: that imports all intrinsics anew otherwise.
+    # Before TVM is imported, for its threads, and before constants are folded, which imports all intrinsics otherwise.
     warm_up(target)
     import onnx
     import tvm
@@ -104,6 +104,12 @@ def tune_network(model: Path, folder: Path, trials: int, *, prepack: bool) -> in
     return tasks
 
 
+def trials_in(folder: Path) -> int:
+    """Trials in a log so far."""
+    records = folder / RECORDS
+    return len(records.read_text().splitlines()) if records.exists() else 0
+
+
 def main() -> None:
     """Tune and build one network; the answer is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,10 +122,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     started_s = time.perf_counter()
     tasks = tune_network(arguments.model, folder, arguments.trials, prepack=arguments.prepack)
-    records = folder / RECORDS
-    trials = len(records.read_text().splitlines()) if records.exists() else 0
-    answer = {"workloads": tasks, "trials": trials, "seconds": time.perf_counter() - started_s}
-    (folder / "answer.json").write_text(json.dumps(answer) + "\n")
+    answer = {"workloads": tasks, "trials": trials_in(folder), "seconds": time.perf_counter() - started_s}
+    (folder / ANSWER).write_text(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
