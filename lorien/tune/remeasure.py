@@ -4,8 +4,8 @@ A clock that jumps, a kernel that did nothing or a counter that was reset makes 
 nothing that is measured later would ever beat it. So a candidate that is much faster than all before it is run again,
 and where the two disagree the slower counts. Ordinary results cost nothing.
 
-Other work on the cores makes a run look slower than it is, and a workload with one schedule would keep that for good. So
-a result near the best that was disturbed is run again as well: what was not disturbed counts, else the faster.
+Other work on the cores makes a run look slower than it is, and a workload with one schedule would keep that for good.
+So a result near the best that was disturbed is run again as well: what was not disturbed counts, else the faster.
 """
 
 from __future__ import annotations
