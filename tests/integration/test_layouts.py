@@ -1,4 +1,4 @@
-"""Networks lowered in blocked layouts: what they compute is what ONNX's reference computes, and what leaves the blocks."""
+"""Networks in blocked layouts: what they compute is what ONNX's reference computes, and what leaves the blocks."""
 
 from __future__ import annotations
 
