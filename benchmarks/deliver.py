@@ -3,15 +3,15 @@
     python benchmarks/deliver.py models  --work WORK [--network squeezenet ...]
     python benchmarks/deliver.py tune    --work WORK [--network squeezenet ...] [--trials 64]
     python benchmarks/deliver.py stock   --work WORK [--network squeezenet ...] [--trials 64]
-    python benchmarks/deliver.py prepare --work WORK [--network squeezenet ...] --data DATASETS
+    python benchmarks/deliver.py prepare --work WORK [--network squeezenet ...] [--data DATASETS]
     python benchmarks/deliver.py measure --work WORK [--network squeezenet ...] [--models URL] [--budgets 60]
     python benchmarks/deliver.py report
 
 ``models`` writes model files with random weights (``networks.py`` says what it needs). ``tune`` tunes the workloads of
 each with ``lorien tune --model none``, those of squeezenet and resnet50 in the plain layout too. ``stock`` tunes
 squeezenet and the transformer with TVM's ``static_shape_tuning_pipeline``, without and with ``cpu_weight_prepack``.
-``prepare`` trains a model without the network, on the logs of a folder. A step that was done is left out, unless
-``--again`` is given; tuning that was interrupted goes on.
+``prepare`` trains a model without the network, on what ``tune`` left of the others and on the logs of a data set. A step
+that was done is left out, unless ``--again`` is given; tuning that was interrupted goes on.
 
 ``measure`` builds every variant of a network and times them in turns: in each round every variant has a process of its
 own, which ends before the next one starts. A latency is the median over the rounds; a speed is ONNX Runtime's latency
@@ -186,21 +186,33 @@ def run_stock(network: Network, folder: Path, trials: int, prepack: bool = False
     return answer
 
 
-def prepare(network: Network, data: Path, again: bool) -> None:
-    """Features of all logs once, and a model without the network."""
-    logs, features = network.work / "logs", network.work / "features"
+def featurize(work: Path, data: Path | None) -> None:
+    """Features of what was tuned here, and of the logs of a data set; only logs that are new are read."""
+    logs = [folder / "metaschedule" for folder in sorted(work.glob("*/logs-auto"))]
+    logs += [data / "metaschedule"] if data is not None else []
+    known = [folder for folder in logs if folder.exists()]
+    if not known:
+        sys.exit(f"no logs in {work}. Fix: the step tune, or --data DATASETS")
+    run("lorien", "ingest", *known, "--dialect", "metaschedule", "--logs", work / "logs")
+    run("lorien", "featurize", work / "logs", "-o", work / "features")
+
+
+def prepare(network: Network, again: bool) -> None:
+    """Train a model without the network, and without the workloads that others share with it."""
+    read = sorted({network_of(log) for log in (network.work / "logs").glob("metaschedule/*/*")})
 
     def work() -> dict[str, Any]:
-        if not features.exists():
-            run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
-            run("lorien", "featurize", logs, "-o", features)
         shutil.rmtree(network.models, ignore_errors=True)
-        known = any((data / "metaschedule").glob(f"*/{network.name}"))
-        held_out = ("--holdout-network", network.name) if known else ()
-        done = run("lorien-train", features, "-o", network.models, *held_out)
-        return {"held_out": known, "seconds": done.seconds}
+        held_out = ("--holdout-network", network.name) if network.name in read else ()
+        done = run("lorien-train", network.work / "features", "-o", network.models, *held_out)
+        return {"seconds": done.seconds}
 
-    once(network, "prepare", {}, again, work)
+    once(network, "prepare", {"networks": "+".join(read)}, again, work)
+
+
+def network_of(log: Path) -> str:
+    """The network of a stored log, whose folder is named after it."""
+    return log.name.rpartition("-")[0]
 
 
 def build(network: Network, name: str, layout: str, *options: str) -> Variant:
@@ -358,7 +370,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="do steps that were done")
     parser.add_argument("--trials", type=int, default=64, help="for each workload, of tune and stock")
     parser.add_argument("--layouts", nargs="+", choices=("auto", "plain"), default=("auto", "plain"), help="of tune")
-    parser.add_argument("--data", type=Path, help="data sets with logs, of prepare")
+    parser.add_argument("--data", type=Path, help="data sets whose logs prepare reads as well")
     parser.add_argument("--models", help="model store for builds with a budget; without, what prepare left")
     parser.add_argument("--budgets", type=float, nargs="+", default=[60.0], help="seconds of those builds")
     parser.add_argument("--rounds", type=int, default=7)
@@ -368,17 +380,20 @@ def main() -> None:
     if arguments.step == "report":
         report()
         return
-    if arguments.work is None or (arguments.step == "prepare" and arguments.data is None):
-        parser.error(f"{arguments.step} needs --work" + " and --data" * (arguments.step == "prepare"))
+    if arguments.work is None:
+        parser.error(f"{arguments.step} needs --work")
+    work = arguments.work.resolve()
+    if arguments.step == "prepare":
+        featurize(work, arguments.data)
     for name in arguments.network:
-        network = Network(arguments.work.resolve(), name)
+        network = Network(work, name)
         if arguments.step == "models":
             models(network, arguments.again)
             continue
         if not network.answer("models").exists():
             parser.error(f"{name} has no model files yet. Fix: the step models")
         if arguments.step == "prepare":
-            prepare(network, arguments.data, arguments.again)
+            prepare(network, arguments.again)
         elif arguments.step == "tune":
             for layout in arguments.layouts:
                 if layout == "auto" or name in PLAIN_TOO:
