@@ -38,6 +38,15 @@ class Access:
         shape = [int(extent) for extent in self.buffer.shape]
         return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
 
+    @property
+    def is_affine(self) -> bool:
+        """Whether the element follows from the axes alone."""
+        try:
+            self.position({})
+        except NotAffine:
+            return False
+        return True
+
     def position(self, values: Mapping[int, int]) -> int:
         """The element at values of axes, by their places; the others are 0. Raises ``NotAffine``."""
         bound = {hash(self.variables[index]): value for index, value in values.items()}
@@ -107,7 +116,7 @@ def accesses(block: tvm.s_tir.SBlock) -> tuple[list[Access], list[Access]]:
     def of(regions: Any) -> list[Access]:
         return [
             Access(
-                region.buffer if hasattr(region, "buffer") else region.source,
+                region.source,
                 tuple(r.min for r in region.region),
                 variables,
             )

@@ -200,8 +200,8 @@ def tile_of(inner: int, outer: int, columns: int, vectors: Vectors, most_rows: i
         for row, column in itertools.product(range(1, min(inner, most_rows) + 1), divisors(columns)):
             for around in divisors(outer) if row == inner else (1,):
                 rows = row * around
-                # One register for a number of the broadcast operand, the columns' own, one to spare.
-                if rows <= most_rows and rows * column + column + 2 <= vectors.registers:
+                # One register for a number of the broadcast operand, and those of the columns.
+                if rows <= most_rows and rows * column + column + 1 <= vectors.registers:
                     yield Tile(row, around, column, tile_cycles(rows, column))
 
     def quality(tile: Tile) -> tuple[float, float]:
@@ -239,7 +239,7 @@ class Plan:
 
 def plan(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> Plan:
     """Cut a contraction for a number of cores. With ``padded``, each part makes its own share of a padded operand."""
-    lanes = lanes_of(c.vector.extent, vectors)
+    lanes = lanes_of(c.vector.extent, vectors, loaded_once=not c.rows)
     inner, outer = row_extents(c)
     columns = column_extent(c, lanes)
     tile = tile_of(inner, outer, columns, vectors, most_rows(c, vectors))

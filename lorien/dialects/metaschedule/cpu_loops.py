@@ -39,9 +39,14 @@ def block_names(schedule: Schedule) -> list[str]:
     return [str(schedule.get(block).name_hint) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
 
 
-def lanes_of(extent: int, vectors: Vectors) -> int:
-    """Lanes of vectors that cut an extent without a rest, as many as a register has at most."""
-    return max(lanes for lanes in range(1, vectors.lanes + 1) if extent % lanes == 0)
+def lanes_of(extent: int, vectors: Vectors, *, loaded_once: bool = False) -> int:
+    """Lanes of vectors that cut an extent without a rest, as many as a register has at most.
+
+    With ``loaded_once`` half a register goes before other numbers of lanes, which are loaded in several pieces.
+    """
+    most = range(vectors.lanes, 0, -1)
+    tried = (vectors.lanes, vectors.lanes // 2, *most) if loaded_once else most
+    return next(lanes for lanes in tried if extent % lanes == 0)
 
 
 def extent_of(schedule: Schedule, loop: LoopRV) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -60,12 +61,12 @@ def cpu_schedule(module: tvm.IRModule, target: Target) -> Schedule:
         return set()
 
     for name in names:
-        attempt(partial(_inline, name=name))
+        _inline(schedule, name)
     done: set[str] = set()
-    for name in block_names(schedule):
+    for name in _reductions(schedule):
         rule = partial(schedule_contraction, name=name, vectors=vectors, cores=cores)
         done |= attempt(rule) or attempt(partial(rule, fused=False))
-    if not done:
+    if not done and _reductions(schedule):
         names = block_names(schedule)
         done |= attempt(partial(schedule_rows, names=names, vectors=vectors, cores=cores))
     for name in block_names(schedule):
@@ -85,12 +86,16 @@ def _is_sound(schedule: Schedule) -> bool:
     )
 
 
-def _inline(schedule: Schedule, name: str) -> set[str]:
+def _reductions(schedule: Schedule) -> list[str]:
+    """The blocks of a kernel that sum or otherwise reduce."""
+    names = block_names(schedule)
+    return [name for name in names if schedule.get(schedule.get_sblock(name)).init is not None]
+
+
+def _inline(schedule: Schedule, name: str) -> None:
     """Compute an elementwise stage where its values are used, unless a sum would compute them again and again."""
     block = schedule.get_sblock(name)
     consumers = schedule.get_consumers(block)
-    stages = [block, *consumers]
-    if not consumers or any(schedule.get(stage).init is not None for stage in stages):
-        return set()
-    schedule.compute_inline(block)
-    return {name}
+    if consumers and all(schedule.get(stage).init is None for stage in (block, *consumers)):
+        with suppress(Exception):  # TVM refuses before it changes anything
+            schedule.compute_inline(block)

@@ -39,7 +39,7 @@ def schedule_stage(schedule: Schedule, name: str, vectors: Vectors, cores: int) 
     parallel = cores > 1 and moved_bytes(schedule, [block]) > SMALL_BYTES
     if _is_flat(schedule.get(block)):
         fused = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
-        lanes = lanes_of(extent_of(schedule, fused), vectors)
+        lanes = lanes_of(extent_of(schedule, fused), vectors, loaded_once=True)
         outer, inner = schedule.split(fused, [None, lanes])
         schedule.vectorize(inner)
         if parallel:
@@ -109,6 +109,8 @@ def _is_flat(stmt: Any) -> bool:
     """Whether all loops of a stage can be walked as one: each access goes on by one element, or stays."""
     axes = axes_of(stmt)
     reads, writes = accesses(stmt)
+    if not all(access.is_affine for access in (*reads, *writes)):
+        return False
     steps = [math.prod(axis.extent for axis in axes[at + 1 :]) for at in range(len(axes))]
     wide = [(axis, step) for axis, step in zip(axes, steps, strict=True) if axis.extent > 1]
     if not all(access.stride(axis.index) == step for access in writes for axis, step in wide):
