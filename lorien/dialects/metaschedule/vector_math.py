@@ -53,10 +53,7 @@ def legalizations() -> dict[str, LegalizeFunc]:
     Tensors of other dtypes than float32 are legalized as TVM does it.
     """
     made = {name: _elementwise(name, lambda _, formula=formula: formula) for name, formula in ELEMENTWISE.items()}
-    made["relax.nn.softplus"] = _elementwise(
-        "relax.nn.softplus",
-        lambda attrs: partial(formulas.softplus, beta=float(attrs.beta), threshold=float(attrs.threshold)),
-    )
+    made["relax.nn.softplus"] = _elementwise("relax.nn.softplus", _softplus)
     made["relax.nn.softmax"] = _over_axis(_softmax)
     made["relax.nn.log_softmax"] = _over_axis(_log_softmax)
     return made
