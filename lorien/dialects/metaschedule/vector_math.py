@@ -53,10 +53,7 @@ def legalizations() -> dict[str, LegalizeFunc]:
     Tensors of other dtypes than float32 are legalized as TVM does it.
     """
     made = {name: _elementwise(name, lambda _, formula=formula: formula) for name, formula in ELEMENTWISE.items()}
-    made["relax.nn.softplus"] = _elementwise(
-        "relax.nn.softplus",
-        lambda attrs: partial(formulas.softplus, beta=float(attrs.beta), threshold=float(attrs.threshold)),
-    )
+    made["relax.nn.softplus"] = _elementwise("relax.nn.softplus", _softplus)
     made["relax.nn.softmax"] = _over_axis(_softmax)
     made["relax.nn.log_softmax"] = _over_axis(_log_softmax)
     return made
@@ -107,6 +104,8 @@ _LANES = 16
 """Partial results of a reduction: the widest vectors of today, two or four of narrower ones."""
 _PARTIAL = "_lanes"
 """How the name of a block of partial results ends."""
+_PLACED = {"schedule_rule": "None"}
+"""Of such a block: MetaSchedule splits it no further. It did, and LLVM then took up to a minute for a candidate."""
 _KEPT = {"meta_schedule.inline_rule": "disable"}
 """Of a block that is read more than once: MetaSchedule knows that tirx.exp is not to be computed twice, not this."""
 
@@ -130,7 +129,7 @@ def _reduced(x: te.Tensor, axis: int, reduce: Callable[..., tirx.Expr], join: Jo
     """``x`` reduced over ``axis``, which the result lacks.
 
     Floating-point additions keep their order, so that no compiler vectorizes one reduction. Over the last axis, element
-    16 * k + l is therefore reduced into lane l; then the lanes and what is left over are joined in pairs.
+    16 * k + l is therefore reduced into lane l. What is left over joins the first lanes, and the lanes are reduced.
     """
     from tvm import te, tirx
 
@@ -142,21 +141,20 @@ def _reduced(x: te.Tensor, axis: int, reduce: Callable[..., tirx.Expr], join: Jo
     count, rest = divmod(int(extent), _LANES)
     k = te.reduce_axis((0, count), name="k")
     lanes = te.compute(
-        [*outer, _LANES], lambda *i: reduce(x(*i[:-1], k * _LANES + i[-1]), axis=k), name=f"{name}{_PARTIAL}"
+        [*outer, _LANES],
+        lambda *i: reduce(x(*i[:-1], k * _LANES + i[-1]), axis=k),
+        name=f"{name}{_PARTIAL}",
+        attrs=_PLACED,
     )
 
-    def joined(*i: tirx.Expr) -> tirx.Expr:
-        parts = [lanes(*i, lane) for lane in range(_LANES)]
-        return _joined([*parts, *(x(*i, count * _LANES + position) for position in range(rest))], join)
+    def part(indices: Sequence[tirx.Expr], lane: tirx.Expr) -> tirx.Expr:
+        if not rest:
+            return lanes(*indices, lane)
+        left_over = x(*indices, count * _LANES + tirx.min(lane, rest - 1))
+        return tirx.Select(lane < rest, join(lanes(*indices, lane), left_over), lanes(*indices, lane))
 
-    return te.compute(outer, joined, name=name, attrs=_KEPT)
-
-
-def _joined(parts: list[tirx.Expr], join: Join) -> tirx.Expr:
-    """The parts joined in pairs, each with a name: TVM's simplifier takes minutes over a tree of maxima."""
-    if len(parts) == 1:
-        return parts[0]
-    return formulas.bound(join(parts[0], parts[1]), lambda pair: _joined([*parts[2:], pair], join))
+    lane = te.reduce_axis((0, _LANES), name="k")
+    return te.compute(outer, lambda *i: reduce(part(i, lane), axis=lane), name=name)
 
 
 def _without(indices: Sequence[tirx.Expr], axis: int) -> tuple[tirx.Expr, ...]:
