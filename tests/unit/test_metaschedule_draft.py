@@ -95,8 +95,7 @@ def test_a_search_that_drafts_finds_more_and_follows_the_seed() -> None:
     dialect = open_live_dialect("metaschedule")
     plain = dialect.search(dense(), TARGET, 16, deep_and_small_tiles, seed=1)
     drafted = [
-        dialect.search(dense(), TARGET, 16, deep_and_small_tiles, seed=1, draft=deep_and_small_tiles)
-        for _ in range(2)
+        dialect.search(dense(), TARGET, 16, deep_and_small_tiles, seed=1, draft=deep_and_small_tiles) for _ in range(2)
     ]
     assert drafted[0] == drafted[1]
     mean, plain_mean = (np.mean([candidate.score for candidate in found]) for found in (drafted[0], plain))
