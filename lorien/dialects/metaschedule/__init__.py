@@ -148,7 +148,7 @@ class MetaScheduleDialect:
 
         if isinstance(model, (str, Path)):
             path = Path(model)
-            return Network(load_model(path, shapes, allow_code=allow_code), target, path.stem, layout)
+            return Network(load_model(path, shapes, allow_code=allow_code, layout=layout), target, path.stem, layout)
         return Network(model, target, "model", layout)
 
     def run_model(

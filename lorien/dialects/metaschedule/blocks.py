@@ -373,14 +373,15 @@ def _slice(call: Any) -> _Kept | None:
     """A slice of the channels alone."""
     from tvm import tirx
 
-    axes, *bounds = ([*argument.fields] if hasattr(argument, "fields") else None for argument in call.args[1:])
     shape, source = shape_of(call), shape_of(call.args[0])
-    if axes is None or None in bounds or len(bounds) != 2 or len(axes) != 1 or shape is None or source is None:
+    given = [tuple(getattr(argument, "fields", ())) for argument in call.args[1:]]
+    if shape is None or source is None or len(source) != 4 or any(len(numbers) != 1 for numbers in given):
         return None
-    begin = bounds[0][0]
-    if int(axes[0]) % 4 != _CHANNEL or len(source) != 4 or not isinstance(begin, tirx.IntImm):
+    if not all(isinstance(number, tirx.IntImm) for (number,) in given):
         return None
-    first = int(begin)
+    axis, first, _, *step = (int(number) for (number,) in given)
+    if axis % 4 != _CHANNEL or step not in ([], [1]):
+        return None
     return _channels(call.args[0], first + (source[_CHANNEL] if first < 0 else 0), shape[_CHANNEL])
 
 

@@ -58,6 +58,15 @@ def _elementwise(function: Callable[..., Array]) -> _Rule:
     return rule
 
 
+def _isnan(call: Any, operands: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:
+    return None if operands[0] is None or operands[0].dtype.kind != "f" else np.isnan(operands[0])
+
+
+def _where(call: Any, operands: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:
+    condition, one, other = operands
+    return None if condition is None or one is None or other is None else np.where(condition, one, other)
+
+
 def _reshape(call: Any, operands: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:
     return None if operands[0] is None else operands[0].reshape(shape)
 
@@ -100,4 +109,6 @@ _RULES: dict[str, _Rule] = {
     "full": _full,
     "permute_dims": _permute,
     "astype": _cast,
+    "isnan": _isnan,
+    "where": _where,
 }

@@ -56,7 +56,7 @@ def extract_workloads(
     BadInput, MissingExtra
         As ``load_model`` does; ``BadInput`` also when nothing is left, or its constants take too much to compute.
     """
-    module = load_model(model, shapes, allow_code=allow_code, cut=True)
+    module = load_model(model, shapes, allow_code=allow_code, cut=True, layout=layout)
     return workloads_in(lower_model(module, target, str(model), layout, cut=True), target, model.stem)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import runpy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from lorien.dialects.metaschedule.onnx_graph import is_numeric
 from lorien.dialects.metaschedule.onnx_prepare import prepare
 from lorien.dialects.metaschedule.workload import BUILD, require_tvm
 from lorien.errors import BadInput, MissingExtra
+from lorien.records import Layout
 
 if TYPE_CHECKING:
     import tvm
@@ -41,7 +44,12 @@ RUNS_CODE = {".pt2": "torch.export.load unpickles parts of it", ".py": "it is ru
 
 
 def load_model(
-    model: Path, shapes: Shapes | None = None, *, allow_code: bool = False, cut: bool = False
+    model: Path,
+    shapes: Shapes | None = None,
+    *,
+    allow_code: bool = False,
+    cut: bool = False,
+    layout: Layout = "auto",
 ) -> tvm.IRModule:
     """A model file as a Relax module with static inputs, not yet lowered.
 
@@ -56,6 +64,8 @@ def load_model(
     cut : bool
         Leave out of an ONNX model the operators that TVM's front end lacks or fails on, with a warning that names them.
         What is left holds the model's other kernels, and is no model to run.
+    layout : Layout
+        How the module will be lowered.
 
     Raises
     ------
@@ -77,12 +87,12 @@ def load_model(
             "Fix: give --allow-code if you trust who made it, else export the model to ONNX"
         )
     if model.suffix == ".onnx":
-        return _from_onnx(model, shapes or {}, cut)
+        return _from_onnx(model, shapes or {}, cut, layout)
     read = {".pt2": _read_exported_program, ".json": _read_json, ".py": _read_python}[model.suffix]
     return _bind_shapes(model, read(model), shapes or {})
 
 
-def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
+def _from_onnx(model: Path, shapes: Shapes, cut: bool, layout: Layout) -> tvm.IRModule:
     proto = _read_onnx(model)
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = {
@@ -101,18 +111,19 @@ def _from_onnx(model: Path, shapes: Shapes, cut: bool) -> tvm.IRModule:
             f"{model} is not a valid ONNX graph{': ' * bool(reason)}{reason}. Fix: export it again"
         ) from error
     try:
-        return _convert_rest(model, prepared) if cut else convert(prepared)
+        run = partial(convert, as_operators=layout == "auto")
+        return _convert_rest(model, prepared, run) if cut else run(prepared)
     except Unconvertible as error:
         raise BadInput(_refusal(model, error)) from error
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
 
 
-def _convert_rest(model: Path, prepared: Any) -> tvm.IRModule:
+def _convert_rest(model: Path, prepared: Any, run: Callable[[Any], tvm.IRModule]) -> tvm.IRModule:
     """What of a model can be converted, with a warning about what cannot."""
     for _ in range(MAX_PASSES):
         try:
-            return convert(prepared)
+            return run(prepared)
         except Unconvertible as error:
             left = cut(prepared, [*error.lacking, *error.failing])
             if left is None:

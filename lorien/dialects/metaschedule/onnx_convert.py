@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,14 @@ class Unconvertible(Exception):
         self.failing = failing
 
 
-def convert(model: Any) -> tvm.IRModule:
+def convert(model: Any, *, as_operators: bool = False) -> tvm.IRModule:
     """A prepared model as a Relax module.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    as_operators : bool
+        Keep what TVM's converters make kernels of at once (``Clip``, ``Pad``) as operators, which can be rewritten.
 
     Raises
     ------
@@ -75,7 +81,7 @@ def convert(model: Any) -> tvm.IRModule:
         raise Unconvertible(lacking, [] if lacking else failing)
     types = Walk(model)
     types.run()
-    importer = _importer_class()(types)
+    importer = _importer_class()(types, as_operators)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings_to_log():
             module = importer.convert(model)
@@ -222,15 +228,40 @@ class _Graph:
         self._importer.at = None
 
 
+def _operator(compute: Any, arguments: Sequence[Any]) -> Any:
+    """The Relax operator that a tensor expression of TVM's library is the kernel of; None where there is none."""
+    from tvm import relax, topi
+
+    data, *others = arguments
+    if compute in (topi.maximum, topi.minimum) and len(others) == 1:
+        (other,) = others
+        operator = relax.op.maximum if compute is topi.maximum else relax.op.minimum
+        return operator(data, relax.const(other, data.ty.dtype) if isinstance(other, float) else other)
+    if compute is topi.nn.pad and len(others) == 3 and data.ty.ndim == len(others[0]):
+        before, after, value = others
+        widths = [int(width) for pair in zip(before, after, strict=True) for width in pair]
+        return relax.op.nn.pad(data, widths, "constant", float(value)) if min(widths) >= 0 else None
+    return None
+
+
 def _importer_class() -> Any:
     from tvm import ir, relax
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
+    class Builder(relax.BlockBuilder):  # type: ignore[misc]
+        """Emits an operator where a converter asks for a kernel of it."""
+
+        def emit_te(self, compute: Any, *arguments: Any, **options: Any) -> Any:
+            operator = _operator(compute, arguments) if not options else None
+            return super().emit_te(compute, *arguments, **options) if operator is None else self.emit(operator)
+
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
         """Goes on behind an operator that fails, with zeros of its shape: what it makes then is no model."""
 
-        def __init__(self, types: Walk) -> None:
+        def __init__(self, types: Walk, as_operators: bool) -> None:
             super().__init__({}, "float32")
+            if as_operators:
+                self.bb = Builder()
             self._types = types
             self._inside = 0
             self._open: set[str] = set()
