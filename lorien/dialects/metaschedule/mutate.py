@@ -243,8 +243,11 @@ def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
             return (int(axes["channels"]),) * 3
         return int(axes["in_channels"]), int(axes["out_channels"]), groups
 
-    def block_at(axes: Axes) -> int | None:
-        return block_out.at(split(axes)[1])
+    def blocks(axes: Axes) -> tuple[int | None, int | None]:
+        """Of the input and of the output."""
+        channels_in, channels_out, parts = split(axes)
+        out = block_out.at(channels_out)
+        return (out if channels_in == channels_out == parts else block_in.at(channels_in)), out
 
     def shapes(axes: Axes) -> Sequence[Shape]:
         channels_in, channels_out, parts = split(axes)
@@ -252,7 +255,7 @@ def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
             raise BadInput(f"{channels_in} and {channels_out} channels do not divide into {parts} groups")
         plain = int(axes["batch"]), channels_in, *(int(axes[axis]) for axis in spatial)
         weights: Shape = channels_out, channels_in // parts, *kernel
-        in_block, out_block = block_in.at(channels_in), block_at(axes)
+        in_block, out_block = blocks(axes)
         if in_block or out_block:
             weights = computations.packed_shape(weights, in_block, out_block)
         return _in_blocks(plain, in_block), weights
@@ -260,14 +263,14 @@ def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
     def emit(builder: Any, axes: Axes, data: Any, weight: Any) -> Any:
         from tvm import relax
 
-        channels_in, _, parts = split(axes)
-        if block_in.at(channels_in) or block_at(axes):
+        *_, parts = split(axes)
+        if any(blocks(axes)):
             return builder.call_te(computations.convolution, data, weight, groups=parts, **window)
         conv = getattr(relax.op.nn, f"conv{len(spatial)}d")
         return conv(data, weight, groups=parts, **window)
 
     axes: Axes = {"batch": batch, **channels, **dict(zip(spatial, extents, strict=True))}
-    return _Anchor(axes, (data, weight), output, shapes, emit, block_at, is_packed)
+    return _Anchor(axes, (data, weight), output, shapes, emit, lambda axes: blocks(axes)[1], is_packed)
 
 
 def _pool(kind: str, pad: Any, block: Any, last: Any, *, count_include_pad: bool) -> _Anchor:
