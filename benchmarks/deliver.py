@@ -1,17 +1,23 @@
-"""Whole networks: unscheduled, built by Lorien unseen, with stock tuning's schedules, and by ONNX Runtime.
+"""Whole networks beside ONNX Runtime: tuned, built unseen, unscheduled, and by stock TVM; all timed in turns.
 
-    python benchmarks/deliver.py prepare --data DATASETS --work WORK --network squeezenet
-    python benchmarks/deliver.py stock   --work WORK --network squeezenet
-    python benchmarks/deliver.py tune    --work WORK --network squeezenet
-    python benchmarks/deliver.py measure --work WORK --network squeezenet
+    python benchmarks/deliver.py models  --work WORK [--network squeezenet ...]
+    python benchmarks/deliver.py tune    --work WORK [--network squeezenet ...] [--trials 64]
+    python benchmarks/deliver.py stock   --work WORK [--network squeezenet ...] [--trials 64]
+    python benchmarks/deliver.py prepare --work WORK [--network squeezenet ...] --data DATASETS
+    python benchmarks/deliver.py measure --work WORK [--network squeezenet ...] [--models URL] [--budgets 60]
+    python benchmarks/deliver.py report
 
-``prepare`` trains a model without the network. ``stock`` and ``tune`` tune it here, 64 trials for each workload, by
-TVM's MetaSchedule as it comes and by ``lorien tune`` without a model. ``measure`` builds and runs them all. The last
-three want an idle machine; ONNX Runtime is there with ``pip install onnxruntime``.
+``models`` writes model files with random weights (``networks.py`` says what it needs). ``tune`` tunes the workloads of
+each with ``lorien tune --model none``, those of squeezenet and resnet50 in the plain layout too. ``stock`` tunes
+squeezenet and the transformer with TVM's ``static_shape_tuning_pipeline``, without and with ``cpu_weight_prepack``.
+``prepare`` trains a model without the network, on the logs of a folder. A step that was done is left out, unless
+``--again`` is given; tuning that was interrupted goes on.
 
-Where ``stock`` was not run, its schedules are the best of each workload in the network's log (32 to 64 trials each, on
-another machine of two cores), built and run here: what stock tuning found there, and not quite what it would find here.
-The seconds it would need are its trials over ``STOCK_PER_S``, its rate on this machine in docs/tuning.md.
+``measure`` builds every variant of a network and times them in turns: in each round every variant has a process of its
+own, which ends before the next one starts. A latency is the median over the rounds; a speed is ONNX Runtime's latency
+over the variant's in the same run. Outputs are compared with ONNX Runtime's on random inputs. It wants an idle machine,
+and refuses a busy one without ``--busy``. Its results go to benchmarks/results/deliver, by network; ``report`` prints
+all that are there for this machine.
 """
 
 from __future__ import annotations
@@ -20,174 +26,368 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformer
-from harness import machine, markdown, run
-from zero_shot import onnx_model
+import networks
+import numpy as np
+import stock
+from harness import about, markdown, result_path, run, write_result
 
-STOCK_PER_S = 1.37
-TRIALS = 64
-THREADS, REPEATS = 2, 50
-NETWORKS = ("squeezenet", "resnet50", "inception_v1", "transformer")
+from lorien.dialects import resolve_target
+from lorien.machine import available_cores
+from lorien.tune.contention import BUSY_CORES, Watch
 
-
-def model_file(work: Path, network: str) -> Path:
-    """The ONNX file of a network."""
-    return transformer.write(work / "transformer.onnx") if network == "transformer" else onnx_model(network)
-
-
-def prepare(data: Path, work: Path, network: str) -> None:
-    """Features of all logs once, a model without the network, its workloads, and its log's schedules as a database."""
-    logs, features = work / "logs", work / "features"
-    if not features.exists():
-        run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
-        run("lorien", "featurize", logs, "-o", features)
-    held_out = ("--holdout-network", network) if network != "transformer" else ()
-    shutil.rmtree(work / f"models-{network}", ignore_errors=True)
-    run("lorien-train", features, "-o", work / f"models-{network}", *held_out)
-    run("lorien", "extract", model_file(work, network), "--target", "native", "-o", work / f"{network}.jsonl")
-    if network != "transformer":
-        # The logs name the machine they were made on; here they are schedules for this one.
-        (log,) = (data / "metaschedule").glob(f"*/{network}")
-        tuned(work, network, "log", log, None)
+PLAIN_TOO = ("squeezenet", "resnet50")
+STOCK = ("squeezenet", "transformer")
+TOLERANCE = 1e-3
+"""Largest error of an output, relative to its largest value. What is beyond has no speed."""
+IDLE_S = 3.0
+POLL_S = 30.0
+PACKAGES = ("onnxruntime", "onnx", "torch", "torchvision")
+REFERENCE = "ONNX Runtime"
+HERE = Path(__file__).parent
 
 
-def tuned(work: Path, network: str, side: str, log: Path, seconds: float | None) -> None:
-    """Make a database of a log of this machine, or taken for one, and write down what it cost."""
-    logs, database = work / f"logs-{side}-{network}", work / f"{side}-{network}.db"
-    shutil.rmtree(logs, ignore_errors=True)
-    database.unlink(missing_ok=True)
-    from lorien.dialects import open_live_dialect
+@dataclass
+class Variant:
+    """A network in one form, and what its turns gave.
 
-    told = ("--target", "native", "--build", open_live_dialect("metaschedule").framework())
-    taken = run("lorien", "ingest", log, "--dialect", "metaschedule", *told, "--logs", logs)
-    run("lorien", "commit", "--logs", logs, "--db", f"sqlite:///{database}")
-    trials = taken.value["records"]
-    cost = {"trials": trials, "seconds": trials / STOCK_PER_S if seconds is None else seconds}
-    database.with_suffix(".json").write_text(json.dumps(cost))
-    print(side, network, cost, flush=True)
-
-
-def stock(work: Path, network: str) -> None:
-    """Tune with TVM's MetaSchedule."""
-    from stock import tune_tasks
-
-    from lorien.cli.workloads import read_workloads
-
-    folder = work / f"tuning-stock-{network}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    workloads = read_workloads(work / f"{network}.jsonl")
-    started_s = time.perf_counter()
-    tune_tasks(workloads, folder, TRIALS)
-    tuned(work, network, "stock", folder, time.perf_counter() - started_s)
-
-
-def tune(work: Path, network: str) -> None:
-    """Tune with Lorien, from nothing."""
-    folder, workloads = work / f"tuning-tune-{network}", work / f"{network}.jsonl"
-    shutil.rmtree(folder, ignore_errors=True)
-    trials = TRIALS * len(workloads.read_text().splitlines())
-    limits = ("--trials", str(trials), "--trials-per-workload", str(TRIALS))
-    done = run("lorien", "tune", workloads, *limits, "--logs", folder)
-    tuned(work, network, "tune", Path(done.value["session"]), done.seconds)
-
-
-def measure(work: Path, network: str, budgets_s: Sequence[float]) -> None:
-    """A row for each way to the first inference.
-
-    Seconds are those of building and checking; every library is timed afterwards, by another build from what is known.
+    ``about`` says what it took to get there: seconds of builds and tuning, numbers of workloads and trials.
     """
-    model = model_file(work, network)
-    build = ("lorien", "build", model, "-o", work / f"built-{network}")
-    timed = (*build, "--run", "--budget", "0")
-    rows: list[list[Any]] = []
-    for budget_s in budgets_s:
-        database = work / f"delivered-{network}-{budget_s:g}.db"
-        database.unlink(missing_ok=True)
-        known = ("--db", f"sqlite:///{database}")
-        cold = run(*build, *known, "--models", work / f"models-{network}", "--budget", str(budget_s))
-        warm, done = run(*build, *known, "--budget", "0"), run(*timed, *known)
-        if not rows:
-            rows.append(["unscheduled", done.value["default_latency_s"] * 1e3, compile_s(done.value), None])
-        latency_ms = done.value["latency_s"] * 1e3
-        rows.append([f"lorien build, budget {budget_s:g} s", latency_ms, cold.seconds, sources(cold.value)])
-        rows.append(["the same once more, from the database", latency_ms, warm.seconds, sources(warm.value)])
-        print(f"budget {budget_s:g} s: {steps(cold.value)}", flush=True)
-    names = {"stock": "stock MetaSchedule", "log": "stock log's best, rebuilt", "tune": "lorien tune"}
-    for side, name in names.items():
-        database = work / f"{side}-{network}.db"
-        if database.exists():
-            known = ("--db", f"sqlite:///{database}")
-            built, done = run(*build, *known, "--budget", "0"), run(*timed, *known)
-            cost = json.loads(database.with_suffix(".json").read_text())
-            label, seconds = f"{name}, {cost['trials']} trials", cost["seconds"] + built.seconds
-            rows.append([label, done.value["latency_s"] * 1e3, seconds, sources(built.value)])
-    latency_s, started_s = onnx_runtime(model)
-    rows.append([f"ONNX Runtime, {THREADS} threads", latency_s * 1e3, started_s, None])
-    print(f"{markdown([network, 'ms an inference', 'seconds before the first', 'workloads'], rows)}\n{machine()}")
+
+    name: str
+    file: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    error: float | None = None
+
+    @property
+    def latency_s(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(one["latency_s"] for one in self.rounds)
+
+    def result(self, reference_s: float) -> dict[str, Any]:
+        """What is kept of it."""
+        right = self.error is None or self.error <= TOLERANCE
+        return {
+            "latency_s": self.latency_s,
+            "speed": reference_s / self.latency_s if right else None,
+            "error": self.error,
+            "disturbed_rounds": sum(one["disturbed"] for one in self.rounds),
+            "rounds": self.rounds,
+            **self.about,
+        }
 
 
-def compile_s(value: dict[str, Any]) -> float:
-    """Seconds of reading, lowering and compiling, without schedules."""
-    return float(value["seconds"]["lower"] + value["seconds"]["compile"])
+class Network:
+    """A network and its files in the folder of a benchmark's work."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        self.name = name
+        self.work = work
+        self.folder = work / name
+        self.files = networks.files_of(work / "models", name)
+        self.models = self.folder / "models"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def answer(self, step: str) -> Path:
+        """The JSON that a step leaves when it is done."""
+        return self.folder / f"{step}.json"
+
+    def database(self, layout: str) -> str:
+        """URL of the schedules that were tuned in a layout."""
+        return f"sqlite:///{self.folder / f'{layout}.db'}"
+
+    def lorien(self, command: str, layout: str) -> tuple[str | Path, ...]:
+        """The beginning of ``lorien extract`` or ``lorien build``."""
+        return ("lorien", command, self.files.lorien, *self.files.trust, "--layout", layout)
 
 
-def sources(value: dict[str, Any]) -> str:
-    """``30 ranked, 2 default``."""
-    return ", ".join(f"{count} {source}" for source, count in value["sources"].items() if count)
-
-
-def steps(value: dict[str, Any]) -> str:
-    """Where a build's seconds went."""
-    return ", ".join(f"{step} {seconds:.1f} s" for step, seconds in value["seconds"].items())
-
-
-def onnx_runtime(model: Path) -> tuple[float, float]:
-    """Median seconds of one inference, and seconds to make the session."""
-    import numpy as np
-    import onnxruntime
-
+def once(network: Network, step: str, wanted: dict[str, Any], again: bool, work: Callable[[], dict[str, Any]]) -> None:
+    """Do a step unless it was done with the same settings, and write down what it answers."""
+    answer = network.answer(step)
+    if not again and answer.exists() and json.loads(answer.read_text()).items() >= wanted.items():
+        print(f"{network.name}: {step} was done, --again does it anew", flush=True)
+        return
+    answer.unlink(missing_ok=True)
     started_s = time.perf_counter()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    ready_s = time.perf_counter() - started_s
-    rng = np.random.default_rng(0)
-    inputs = {i.name: (rng.random(i.shape, np.float32) * 0.9 + 0.1) for i in session.get_inputs()}
-    latencies_s = []
-    for _ in range(REPEATS):
-        started_s = time.perf_counter()
-        session.run(None, inputs)
-        latencies_s.append(time.perf_counter() - started_s)
-    return statistics.median(latencies_s), ready_s
+    print(f"{network.name}: {step}", flush=True)
+    answer.write_text(json.dumps(wanted | work()) + "\n")
+    print(f"{network.name}: {step} done in {time.perf_counter() - started_s:.1f} s", flush=True)
+
+
+def models(network: Network, again: bool) -> None:
+    """Write the model files."""
+
+    def work() -> dict[str, Any]:
+        files = networks.write(network.work / "models", network.name)
+        return {"files": [file.name for file in {files.lorien, files.onnx}]}
+
+    once(network, "models", {"seed": networks.SEED}, again, work)
+
+
+def tune(network: Network, layout: str, trials: int, again: bool) -> None:
+    """Tune a network's workloads in a layout, from nothing or from where an interrupted run left."""
+    workloads, logs = network.folder / f"workloads-{layout}.jsonl", network.folder / f"logs-{layout}"
+    if again:
+        shutil.rmtree(logs, ignore_errors=True)
+        (network.folder / f"{layout}.db").unlink(missing_ok=True)
+
+    def work() -> dict[str, Any]:
+        run(*network.lorien("extract", layout), "--target", "native", "-o", workloads)
+        count = len(workloads.read_text().splitlines())
+        limits = ("--trials", str(count * trials), "--trials-per-workload", str(trials))
+        stores = ("--logs", logs, "--db", network.database(layout))
+        done = run("lorien", "tune", workloads, "--model", "none", *limits, *stores, "--resume")
+        kept = ("trials", "measured", "seconds", "disturbed", "disturbance")
+        return {"workloads": count, **{key: done.value[key] for key in kept}}
+
+    once(network, f"tune-{layout}", {"trials_per_workload": trials}, again, work)
+
+
+def tune_stock(network: Network, prepack: bool, trials: int, again: bool) -> None:
+    """Tune and build a network with TVM's own pipeline; interrupted, it begins anew."""
+    step = stock_name(prepack)
+
+    def work() -> dict[str, Any]:
+        folder = network.folder / step
+        shutil.rmtree(folder, ignore_errors=True)
+        return run_stock(network, folder, trials, prepack)
+
+    once(network, step, {"trials_per_workload": trials}, again, work)
+
+
+def stock_name(prepack: bool) -> str:
+    """Name of a stock variant."""
+    return "stock-prepacked" if prepack else "stock"
+
+
+def run_stock(network: Network, folder: Path, trials: int, prepack: bool = False) -> dict[str, Any]:
+    """Run ``stock.py`` in a process of its own, and say now and then how many trials were done."""
+    folder.mkdir(parents=True)
+    options = ("--trials", str(trials), *(["--prepack"] if prepack else []))
+    command = [sys.executable, str(HERE / "stock.py"), str(network.files.onnx), "-o", str(folder), *options]
+    said = folder / "said.txt"
+    with said.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as child:
+        while child.poll() is None:
+            try:
+                child.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                print(f"{network.name}: {stock.trials_in(folder)} trials by stock TVM", flush=True)
+    if child.returncode:
+        sys.exit(f"{' '.join(command)} left with {child.returncode}; {said} holds what it said")
+    answer: dict[str, Any] = json.loads((folder / stock.ANSWER).read_text())
+    return answer
+
+
+def prepare(network: Network, data: Path, again: bool) -> None:
+    """Features of all logs once, and a model without the network."""
+    logs, features = network.work / "logs", network.work / "features"
+
+    def work() -> dict[str, Any]:
+        if not features.exists():
+            run("lorien", "ingest", data / "metaschedule", "--dialect", "metaschedule", "--logs", logs)
+            run("lorien", "featurize", logs, "-o", features)
+        shutil.rmtree(network.models, ignore_errors=True)
+        known = any((data / "metaschedule").glob(f"*/{network.name}"))
+        held_out = ("--holdout-network", network.name) if known else ()
+        done = run("lorien-train", features, "-o", network.models, *held_out)
+        return {"held_out": known, "seconds": done.seconds}
+
+    once(network, "prepare", {}, again, work)
+
+
+def build(network: Network, name: str, layout: str, *options: str) -> Variant:
+    """Build a variant with Lorien. Outputs are compared later, with ONNX Runtime's."""
+    folder = network.folder / f"built-{name}"
+    done = run(*network.lorien("build", layout), *options, "--no-check", "-o", folder)
+    sources = {source: count for source, count in done.value["sources"].items() if count}
+    workloads = len(done.value["workloads"])
+    took = {"build_s": done.seconds, "seconds": done.value["seconds"], "workloads": workloads, "sources": sources}
+    return Variant(name, folder / "library.so", took)
+
+
+def variants(network: Network, models: str | None, budgets_s: list[float]) -> list[Variant]:
+    """Everything that can be built of a network with what was tuned and trained; ONNX Runtime's first."""
+    found = [Variant(REFERENCE, network.files.onnx)]
+    for layout, name in (("auto", "tuned"), ("plain", "tuned-plain")):
+        if (answer := network.answer(f"tune-{layout}")).exists():
+            variant = build(network, name, layout, "--db", network.database(layout), "--budget", "0")
+            variant.about["tuning"] = json.loads(answer.read_text())
+            found.append(variant)
+    for name in (stock_name(prepack) for prepack in (False, True)):
+        if (answer := network.answer(name)).exists():
+            tuning = {"tuning": json.loads(answer.read_text())}
+            found.append(Variant(name, network.folder / name / stock.LIBRARY, tuning))
+    if models is None and network.answer("prepare").exists():
+        models = str(network.models)
+    for budget_s in budgets_s if models is not None else []:
+        name = f"budget-{budget_s:g}"
+        database = network.folder / f"{name}.db"
+        database.unlink(missing_ok=True)
+        stores = ("--models", str(models), "--db", f"sqlite:///{database}")
+        variant = build(network, name, "auto", *stores, "--budget", f"{budget_s:g}")
+        warm = build(network, name, "auto", *stores, "--budget", "0")
+        found.append(Variant(name, warm.file, {**variant.about, "again_s": warm.about["build_s"]}))
+    found.append(build(network, "default", "auto", "--budget", "0"))
+    naive = network.folder / "naive"
+    shutil.rmtree(naive, ignore_errors=True)
+    found.append(Variant("naive", naive / stock.LIBRARY, {"build_s": run_stock(network, naive, 0)["seconds"]}))
+    return found
+
+
+class Turns:
+    """Times variants of a network in processes of their own, and watches what else uses the cores meanwhile."""
+
+    def __init__(self, network: Network, seconds: float) -> None:
+        import onnx
+
+        self._folder = network.folder
+        self._inputs = network.folder / "inputs.npz"
+        self._seconds = seconds
+        self.threads = available_cores()
+        np.savez(self._inputs, *networks.random_inputs(onnx.load(str(network.files.onnx))).values())
+        # Turns are over when they are counted: their processor time is in this process's.
+        self.watch = Watch(resolve_target("native"), list)
+
+    def take(self, variant: Variant) -> None:
+        """One turn of a variant."""
+        command = [sys.executable, str(HERE / "inference.py"), str(variant.file), "--inputs", str(self._inputs)]
+        command += ["--seconds", str(self._seconds), "--threads", str(self.threads)]
+        command += [] if variant.rounds else ["--outputs", str(self._outputs(variant))]
+        self.watch.begin()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} left with {done.returncode}")
+        disturbed, others_cores = self.watch.ran()
+        variant.rounds.append({**json.loads(done.stdout), "disturbed": disturbed, "others_cores": others_cores})
+
+    def compare(self, variant: Variant, reference: Variant) -> float:
+        """Largest difference of an output from the reference's, relative to the reference's largest value."""
+        with np.load(self._outputs(variant)) as found, np.load(self._outputs(reference)) as expected:
+            if [found[name].shape for name in found.files] != [expected[name].shape for name in expected.files]:
+                return float("inf")
+            errors = [np.abs(found[n] - expected[n]).max() / np.abs(expected[n]).max() for n in found.files]
+        return max(float("inf") if np.isnan(error) else float(error) for error in errors)
+
+    def _outputs(self, variant: Variant) -> Path:
+        return self._folder / f"outputs-{variant.name.replace(' ', '-')}.npz"
+
+
+def measure(network: Network, arguments: argparse.Namespace) -> None:
+    """Build all variants of a network, time them in turns, and keep the results."""
+    turns = Turns(network, arguments.seconds)
+    # Before the builds, which are work of ours.
+    before = about(PACKAGES)
+    require_idle(turns.watch, arguments.busy)
+    found = variants(network, arguments.models, arguments.budgets)
+    with turns.watch.measuring() as contention:
+        for number in range(arguments.rounds):
+            # Another one begins each round: none is always the first on a cool processor.
+            for variant in found[number % len(found) :] + found[: number % len(found)]:
+                turns.take(variant)
+            print(f"{network.name}: round {number + 1} of {arguments.rounds}", flush=True)
+    reference, *others = found
+    for variant in others:
+        variant.error = turns.compare(variant, reference)
+    results = {variant.name: variant.result(reference.latency_s) for variant in found}
+    settings = {"threads": turns.threads, "turn_s": arguments.seconds, "tolerance": TOLERANCE}
+    value = {**before, **settings, **contention.to_json(), "variants": results}
+    write_result("deliver", {network.name: value}, PACKAGES, keep=True)
+    print_network(network.name, value)
+
+
+def require_idle(watch: Watch, busy: bool) -> None:
+    """Leave when others use the cores, unless that was allowed."""
+    watch.begin()
+    time.sleep(IDLE_S)
+    disturbed, cores = watch.ran()
+    if disturbed and not busy:
+        used = f"other processes use {cores:.1f} cores" if cores is not None else "other processes measure"
+        sys.exit(f"the machine is not idle: {used} (under {BUSY_CORES:g} is idle). Fix: end them, or give --busy")
+
+
+def print_network(name: str, value: dict[str, Any]) -> None:
+    """One network's table."""
+    rows = []
+    for variant, one in value["variants"].items():
+        speed = None if variant == REFERENCE else one["speed"] if one["speed"] is not None else "wrong"
+        error = None if one["error"] is None else f"{one['error']:.1e}"
+        sources = ", ".join(f"{count} {source}" for source, count in one.get("sources", {}).items())
+        trials = one.get("tuning", {}).get("trials")
+        lower_s = one.get("seconds", {}).get("lower")
+        rows.append(
+            [variant, one["latency_s"] * 1e3, speed, error, trials, one.get("build_s"), lower_s, sources or None]
+        )
+    columns = [name, "ms", "speed", "error", "trials", "build s", "lower s", "schedules"]
+    disturbance = value["disturbance"] or "nothing disturbed"
+    print(f"{markdown(columns, rows)}\n{value['date']}, {value['machine']}; {disturbance}\n", flush=True)
+
+
+def report() -> None:
+    """Tables of all that was measured on this machine, and means over the networks."""
+    path = result_path("deliver")
+    if not path.exists():
+        sys.exit(f"{path} is not there. Fix: python benchmarks/deliver.py measure --work WORK")
+    results = json.loads(path.read_text())["results"]
+    speeds: dict[str, dict[str, float]] = {}
+    for name in sorted(results, key=networks.NETWORKS.index):
+        print_network(name, results[name])
+        for variant, one in results[name]["variants"].items():
+            if variant != REFERENCE and one["speed"] is not None:
+                speeds.setdefault(variant, {})[name] = one["speed"]
+    rows = []
+    for variant, of in speeds.items():
+        slowest = min(of, key=lambda name: of[name])
+        rows.append([variant, len(of), statistics.geometric_mean(of.values()), of[slowest], slowest])
+    print(markdown(["variant", "networks", f"speed of {REFERENCE}, geometric mean", "lowest", "of"], rows))
 
 
 def main() -> None:
-    """One step of one network."""
+    """One step, of each network asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("prepare", "stock", "tune", "measure"))
-    parser.add_argument("--data", type=Path, help="prepare's: data sets")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--network", choices=NETWORKS, default="squeezenet")
-    parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[20.0, 60.0], help="seconds for the workloads not in the database"
-    )
+    parser.add_argument("step", choices=("models", "tune", "stock", "prepare", "measure", "report"))
+    parser.add_argument("--work", type=Path, help="folder of all files, for every step but report")
+    parser.add_argument("--network", nargs="+", choices=networks.NETWORKS, default=networks.NETWORKS)
+    parser.add_argument("--again", action="store_true", help="do steps that were done")
+    parser.add_argument("--trials", type=int, default=64, help="for each workload, of tune and stock")
+    parser.add_argument("--layouts", nargs="+", choices=("auto", "plain"), default=("auto", "plain"), help="of tune")
+    parser.add_argument("--data", type=Path, help="data sets with logs, of prepare")
+    parser.add_argument("--models", help="model store for builds with a budget; without, what prepare left")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[60.0], help="seconds of those builds")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each turn, at least")
+    parser.add_argument("--busy", action="store_true", help="measure beside other work")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    work, network = arguments.work, arguments.network
-    if arguments.step == "measure":
-        measure(work, network, arguments.budgets)
-    elif arguments.step != "prepare":
-        {"stock": stock, "tune": tune}[arguments.step](work, network)
-    elif arguments.data is None:
-        parser.error("prepare needs --data")
-    else:
-        prepare(arguments.data, work, network)
+    if arguments.step == "report":
+        report()
+        return
+    if arguments.work is None or (arguments.step == "prepare" and arguments.data is None):
+        parser.error(f"{arguments.step} needs --work" + " and --data" * (arguments.step == "prepare"))
+    for name in arguments.network:
+        network = Network(arguments.work.resolve(), name)
+        if arguments.step == "models":
+            models(network, arguments.again)
+            continue
+        if not network.answer("models").exists():
+            parser.error(f"{name} has no model files yet. Fix: the step models")
+        if arguments.step == "prepare":
+            prepare(network, arguments.data, arguments.again)
+        elif arguments.step == "tune":
+            for layout in arguments.layouts:
+                if layout == "auto" or name in PLAIN_TOO:
+                    tune(network, layout, arguments.trials, arguments.again)
+        elif arguments.step == "stock":
+            for prepack in (False, True) if name in STOCK else ():
+                tune_stock(network, prepack, arguments.trials, arguments.again)
+        else:
+            measure(network, arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,35 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_result(name: str, value: Any) -> Path:
-    """Keep the raw results of a benchmark: ``benchmarks/results/<name>/<machine>.json``, with what they are of."""
-    about = {
+def about(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What results are of: this machine and its load, the date, the command, and versions, also of these packages."""
+    versions = {}
+    for package in ("lorien", "numpy", "pyarrow", "apache-tvm", *packages):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
         "machine": machine(),
         "target": resolve_target("native").key,
         "load": os.getloadavg(),
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(sys.argv),
-        "versions": {package: version(package) for package in ("lorien", "numpy", "pyarrow", "apache-tvm")},
+        "versions": versions,
     }
-    path = Path(__file__).parent / "results" / name / f"{about['target']}.json"
+
+
+def result_path(name: str) -> Path:
+    """Where the raw results of a benchmark on this machine are: ``benchmarks/results/<name>/<machine>.json``."""
+    return Path(__file__).parent / "results" / name / f"{resolve_target('native').key}.json"
+
+
+def write_result(name: str, value: Any, packages: Sequence[str] = (), *, keep: bool = False) -> Path:
+    """Keep the raw results of a benchmark, with what they are of.
+
+    With ``keep`` the value is a dict, and results of other keys that are in the file stay there.
+    """
+    path = result_path(name)
+    if keep and path.exists():
+        value = json.loads(path.read_text())["results"] | value
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "results": value}, indent=1) + "\n")
+    path.write_text(json.dumps({**about(packages), "results": value}, indent=1) + "\n")
     return path

@@ -155,7 +155,7 @@ def compare(arguments: argparse.Namespace) -> None:
             answer = answers[workload.key]
             candidates = [Candidate(None), *(Candidate(answer[side]["schedule"]) for side in asked)]
             candidates += [found[workload.key] for found in tuned.values()]
-            # The unscheduled one is slow, and nobody doubts which is faster.
+            # Measured by itself: the others are compared with each other.
             again = [measurer.measure(workload, candidates[:1])[0].latency_s or math.nan]
             again += in_turns(measurer, workload, candidates[1:])
             rows.append([workload.name, *(s * 1e3 for s in again), *(answer[side]["seconds"] for side in timed)])

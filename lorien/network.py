@@ -18,7 +18,7 @@ import orjson
 from lorien.database import open_database
 from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
-from lorien.dialects.base import UNKNOWN_BUILD
+from lorien.dialects.base import UNKNOWN_BUILD, naive_of
 from lorien.dialects.metaschedule.onnx_reference import RUNTIME, evaluator
 from lorien.errors import LorienError, UnknownTarget
 from lorien.files import temporary_folder
@@ -101,7 +101,7 @@ class BuildReport:
     choices : tuple of Choice
         One for each workload, in the model's order.
     run : ModelRun, optional
-        Outputs beside the unscheduled build's, and latencies; None when it was not run.
+        Outputs beside those of the naive kernels, and latencies; None when it was not run.
     seconds : dict of str to float
         Wall time by step.
     reference : ReferenceRun, optional
@@ -199,10 +199,11 @@ def build(
         Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. What takes longer is
         ended, a few seconds later where there is nothing to answer with yet.
     check : bool
-        Run the library beside an unscheduled build and compare the outputs; those of a small ONNX model also with ONNX
-        Runtime's, or ONNX's reference evaluator's. Needs the target to be this machine.
+        Run the library beside a build of the naive kernels, whose loops are as written, and compare the outputs; those
+        of a small ONNX model also with ONNX Runtime's, or ONNX's reference evaluator's. Needs the target to be this
+        machine.
     run : bool
-        Time both too.
+        Time it too, beside a build of default schedules.
     allow_code : bool
         Load formats that run code.
     layout : str
@@ -219,7 +220,7 @@ def build(
     BadInput
         The model cannot be read, lowered or compiled.
     LorienError
-        The outputs differ from the unscheduled build's or from ONNX's, or a library crashed; or a store cannot be used.
+        The outputs differ from the naive kernels' or from ONNX's, or a library crashed; or a store cannot be used.
 
     Examples
     --------
@@ -249,13 +250,19 @@ def build(
         ran = reference = None
         if check or run:
             with clock("check"):
-                _compile(opened, {}, scratch / "default.so")
+                naive = naive_of(dialect)
+                _compile(opened, {workload.key: naive for workload in opened.workloads}, scratch / "naive.so")
+                default = None
+                if run:
+                    default = scratch / "default.so"
+                    _compile(opened, {}, default)
                 ran = run_beside(
                     "metaschedule",
                     resolved,
                     scratch / LIBRARY,
-                    scratch / "default.so",
+                    scratch / "naive.so",
                     opened.inputs,
+                    default=default,
                     repeat=REPEAT if run else 0,
                     min_repeat_s=MIN_REPEAT_S,
                     timeout_s=RUN_TIMEOUT_S,

@@ -22,10 +22,8 @@ def build(
     db: Annotated[str | None, typer.Option(help="Schedule database to ask first and to commit to.")] = None,
     models: Annotated[str | None, typer.Option(help="Model store, for workloads that are not in the database.")] = None,
     budget: Annotated[float, typer.Option(min=0, help="Seconds to rank and verify those, heaviest first.")] = 60.0,
-    check: Annotated[
-        bool, typer.Option(help="Compare the outputs with an unscheduled build's, and with ONNX's.")
-    ] = True,
-    run: Annotated[bool, typer.Option("--run", help="Time it, beside the unscheduled build.")] = False,
+    check: Annotated[bool, typer.Option(help="Compare the outputs with the naive kernels', and with ONNX's.")] = True,
+    run: Annotated[bool, typer.Option("--run", help="Time it, beside a build of default schedules.")] = False,
     shape: Annotated[list[str] | None, typer.Option(help="Static shape of an input: name=1,3,224,224.")] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load *.pt2 and *.py models, which can run any code on this machine.")
@@ -74,12 +72,12 @@ def print_report(report: BuildReport) -> None:
     if report.run is not None:
         reference = report.reference
         if reference is not None and not reference.skipped:
-            out.print(f"outputs agree with the unscheduled build's, and with those of {reference.name}", soft_wrap=True)
+            out.print(f"outputs agree with the naive kernels', and with those of {reference.name}", soft_wrap=True)
         else:
-            out.print("outputs agree with the unscheduled build's")
+            out.print("outputs agree with the naive kernels'")
             if reference is not None:
                 out.print(f"not compared with another implementation: {reference.skipped}", soft_wrap=True)
     if report.run is not None and report.run.latency_s and report.run.default_latency_s:
         speedup = report.run.default_latency_s / report.run.latency_s
         default = latency(report.run.default_latency_s)
-        out.print(f"{latency(report.run.latency_s)} an inference, {default} unscheduled: {speedup:.1f}x")
+        out.print(f"{latency(report.run.latency_s)} an inference, {default} by default: {speedup:.1f}x")

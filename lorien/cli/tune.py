@@ -55,7 +55,7 @@ def tune(
     runner: RunnerOption = None,
     trust_network: TrustOption = False,
     batch: Annotated[int, typer.Option(min=1, help="Candidates between two decisions.")] = 16,
-    check: Annotated[bool, typer.Option("--check", help="Compare results with the unscheduled workload's.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare results with the naive kernel's.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     executor: Annotated[str, typer.Option(help="Where jobs are done; all but local make a run of jobs.")] = "local",
     run_name: Annotated[str | None, typer.Option("--run", help="Make a run of jobs of this name.")] = None,

@@ -221,10 +221,19 @@ class LiveDialect(LogDialect, Protocol):
         """Latencies in seconds, one per repeat. Runs in a child; may raise, crash or hang."""
 
     def outputs(self, workload: Workload, library: Path, target: Target) -> list[npt.NDArray[Any]]:
-        """All tensors after one run on inputs that depend on the workload only. Runs in a child."""
+        """All tensors after one run on inputs that depend on the workload only. Runs in a child.
+
+        Candidates are checked against the default schedule's. A dialect whose default is made by rules of its own may
+        name the loops as written instead, by ``naive = Candidate(...)``: a reference that shares nothing with them.
+        """
 
     def log_writer(self, workloads: Sequence[Workload], target: Target) -> LogWriter:
         """What writes a log of these workloads that ``read`` and the framework's own tools read back."""
+
+
+def naive_of(dialect: LiveDialect) -> Candidate:
+    """The candidate that others are checked against: the dialect's ``naive``, or else its default schedule."""
+    return getattr(dialect, "naive", Candidate(None))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import tvm
 from tvm.s_tir import meta_schedule as ms
 
 from lorien.dialects import resolve_target
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.logs import FAILED_S
 from lorien.dialects.metaschedule.workload import replay, tvm_target
-from lorien.records import Candidate, Measurement, Outcome, TuningRecord
+from lorien.records import Measurement, Outcome, TuningRecord
 from lorien.target import Target
 
 AnyTarget: TypeAlias = str | Target | tvm.target.Target
@@ -42,8 +43,11 @@ def tuning_record(record: TuningRecord, workload: ms.database.Workload) -> ms.da
     RuntimeError, ValueError, TypeError
         TVM's own, when the trace does not fit.
     """
+    candidate, target = record.candidate, record.target
+    default = candidate.schedule is None and target.kind == "llvm"
+    schedule = cpu_schedule(workload.mod, target) if default else replay(workload.mod, candidate.schedule)
     return ms.database.TuningRecord(
-        replay(workload.mod, record.candidate.schedule).trace,
+        schedule.trace,
         workload,
         list(record.measurement.latencies_s),
         tvm_target(record.target),
@@ -51,6 +55,7 @@ def tuning_record(record: TuningRecord, workload: ms.database.Workload) -> ms.da
     )
 
 
-def is_default(candidate: Candidate) -> bool:
-    """True for the module as it is: no schedule, or a trace without instructions."""
-    return candidate.schedule is None or not candidate.schedule[0]
+def is_naive(record: TuningRecord) -> bool:
+    """True for the module as it is: a trace without instructions, or no schedule where TVM has the default."""
+    schedule = record.candidate.schedule
+    return record.target.kind != "llvm" if schedule is None else not schedule[0]

@@ -12,7 +12,7 @@ from tvm.s_tir import meta_schedule as ms
 from lorien.database import open_database
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.workload import BUILD, candidate_of_trace, workload_of
-from lorien.metaschedule.convert import AnyTarget, as_measurement, as_target, is_default, tuning_record
+from lorien.metaschedule.convert import AnyTarget, as_measurement, as_target, is_naive, tuning_record
 from lorien.records import TuningRecord, Workload
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ class Database(ms.database.PyDatabase):  # type: ignore[misc]
 
     It holds what a schedule database holds: of each workload and target the ``n_best`` that ran, of this TVM. So
     ``len`` and ``get_all_tuning_records`` do not count failures, which belong to logs. Two modules are one workload
-    when they are structurally equal. ``query`` answers for the target it is asked for; where the unscheduled module was
-    the fastest it answers None, and the module stays as it is.
+    when they are structurally equal. ``query`` answers for the target it is asked for; where the module as it
+    is was the fastest it answers None.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Database(ms.database.PyDatabase):  # type: ignore[misc]
         register_intrinsics(asked)
         workload = workload_of(mod, workload_name or "main")
         for record in self._database.best(asked, workload.key, self._database.n_best, build=BUILD):
-            if is_default(record.candidate):
+            if is_naive(record):
                 return None
             if found := self._records(self.commit_workload(mod), [record], 1):
                 return found[0]
@@ -120,7 +120,7 @@ class Database(ms.database.PyDatabase):  # type: ignore[misc]
         for record in sorted(stored, key=_mean_s):
             if len(found) == count:
                 break
-            if record.build != BUILD or is_default(record.candidate):
+            if record.build != BUILD or is_naive(record):
                 continue
             try:
                 found.append(tuning_record(record, token))

@@ -236,4 +236,4 @@ def _load(expected: str) -> list[npt.NDArray[Any]]:
 
 
 def _difference(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> str:
-    return compare_outputs(found, expected, KERNEL, reference="the default schedule", what="tensor")
+    return compare_outputs(found, expected, KERNEL, reference="the naive kernel", what="tensor")

@@ -38,7 +38,7 @@ class JobOptions:
     model : str
         Model store that guides, or ``none``.
     check : bool
-        Compare the outputs of each candidate with the default schedule's.
+        Compare the outputs of each candidate with the naive kernel's.
     seed : int
         Of the search.
     build_timeout_s : float

@@ -24,6 +24,7 @@ from types import TracebackType
 import orjson
 
 from lorien.dialects import open_live_dialect, resolve_target
+from lorien.dialects.base import naive_of
 from lorien.dialects.remote import Tracker
 from lorien.files import temporary_folder
 from lorien.machine import available_cores
@@ -61,7 +62,7 @@ class MeasureConfig:
     jobs_per_child : int
         Builds or runs after which a child is replaced: compilers leak, and loaded libraries stay.
     check : bool
-        Compare the outputs of each candidate with those of the default schedule before it is timed.
+        Compare the outputs of each candidate with those of the naive kernel before it is timed.
     """
 
     builders: int = field(default_factory=available_cores)
@@ -292,11 +293,12 @@ class Measurer:
             for index, candidate in enumerate(candidates)
         }
         if self._config.check:
-            default = {-1: {**common, "schedule": None, "library": str(folder / "default.so")}}
+            schedule = naive_of(open_live_dialect(self._dialect)).schedule
+            naive = {-1: {**common, "schedule": schedule, "library": str(folder / "naive.so")}}
             for do, child in (("build", self._builders[0]), ("expect", self._runners[0])):
-                for _, failure, _ in self._work(do, [child], default):
+                for _, failure, _ in self._work(do, [child], naive):
                     if failure is not None:
-                        detail = f"nothing to check against: default schedule: {failure.outcome.value} {failure.detail}"
+                        detail = f"nothing to check against: the naive kernel: {failure.outcome.value} {failure.detail}"
                         for index in jobs:
                             done(index, Measurement(Outcome.UNKNOWN_ERROR, detail=detail))
                         return

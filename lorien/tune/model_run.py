@@ -1,4 +1,4 @@
-"""Runs a built model in a child process, beside its unscheduled build and beside the implementation of its format.
+"""Runs a built model in a child process, beside its naive build and beside the implementation of its format.
 
 Either may crash or hang, and is killed when it takes too long.
 """
@@ -34,19 +34,20 @@ if TYPE_CHECKING:
 
 _BOOT = "import sys; sys.path[:] = sys.argv[3:]; from lorien.tune.model_run import {0}; {0}(*sys.argv[1:3])"
 _SAID_CHARS = 800
-UNSCHEDULED = "the unscheduled build"
+NAIVE = "the naive build"
+"""Of the same kernels with their loops as written: it shares no schedule, and no rule for one, with any other."""
 
 
 @dataclass(frozen=True)
 class ModelRun:
-    """What came of a built model beside its unscheduled build.
+    """What came of a built model beside its naive build, and beside one of default schedules where it was timed.
 
     Parameters
     ----------
     difference : str
         Where the outputs differ by more than rounding; empty when they agree.
     latency_s, default_latency_s : float, optional
-        Median seconds of one inference of each; None when they were not timed.
+        Median seconds of one inference, and of one with default schedules; None when they were not timed.
     disturbance : str
         What else used the cores or the device meanwhile; empty for nothing, or when they were not timed.
     """
@@ -80,17 +81,18 @@ def run_beside(
     dialect: str,
     target: Target,
     library: Path,
-    default: Path,
+    naive: Path,
     inputs: Sequence[ModelInput],
     *,
+    default: Path | None = None,
     repeat: int,
     min_repeat_s: float,
     timeout_s: float,
     outputs: Path | None = None,
 ) -> ModelRun:
-    """Run both libraries on the same inputs, compare the outputs, and time ``repeat`` times each if asked to.
+    """Run two libraries on the same inputs and compare the outputs; time the first and ``default``, ``repeat`` times.
 
-    Those of ``library`` are written to the file ``outputs``, for ``run_reference``.
+    The outputs of ``library`` are written to the file ``outputs``, for ``run_reference``.
 
     Raises
     ------
@@ -100,13 +102,13 @@ def run_beside(
     job = {
         "dialect": dialect,
         "target": target.to_json(),
-        "libraries": [str(library.resolve()), str(default.resolve())],
+        "libraries": [str(path.resolve()) if path is not None else None for path in (library, naive, default)],
         "inputs": [dataclasses.asdict(entry) for entry in inputs],
         "repeat": repeat,
         "min_repeat_s": min_repeat_s,
         "outputs": str(outputs.resolve()) if outputs is not None else None,
     }
-    found, disturbance = _in_child("main", job, timeout_s, "the built model, or the unscheduled one beside it,", target)
+    found, disturbance = _in_child("main", job, timeout_s, "the built model, or the naive one beside it,", target)
     return dataclasses.replace(ModelRun(**found), disturbance=disturbance if repeat else "")
 
 
@@ -168,11 +170,14 @@ def main(asked: str, answer: str) -> None:
     dialect = open_model_dialect(job["dialect"])
     target = Target.parse(job["target"])
     inputs = [ModelInput(i["name"], tuple(i["shape"]), i["dtype"]) for i in job["inputs"]]
-    runs = [
-        dialect.run_model(Path(library), inputs, target, repeat=job["repeat"], min_repeat_s=job["min_repeat_s"])
-        for library in job["libraries"]
-    ]
-    (found, latencies_s), (expected, default_latencies_s) = runs
+    library, naive, default = job["libraries"]
+
+    def run(path: str, repeat: int) -> tuple[list[npt.NDArray[Any]], list[float]]:
+        return dialect.run_model(Path(path), inputs, target, repeat=repeat, min_repeat_s=job["min_repeat_s"])
+
+    found, latencies_s = run(library, job["repeat"])
+    expected, _ = run(naive, 0)
+    default_latencies_s = run(default, job["repeat"])[1] if default is not None else []
     if job["outputs"] is not None:
         save_outputs(Path(job["outputs"]), found)
     result = ModelRun(difference(found, expected), _median(latencies_s), _median(default_latencies_s))
@@ -202,7 +207,7 @@ def reference(asked: str, answer: str) -> None:
 
 def difference(found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]) -> str:
     """Where the outputs of two builds of a model differ by more than rounding; empty when they agree."""
-    return compare_outputs(found, expected, NETWORK, reference=UNSCHEDULED, what="output")
+    return compare_outputs(found, expected, NETWORK, reference=NAIVE, what="output")
 
 
 def _widened(tensors: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:

@@ -3,12 +3,15 @@
 A clock that jumps, a kernel that did nothing or a counter that was reset makes one run look much faster than it is, and
 nothing that is measured later would ever beat it. So a candidate that is much faster than all before it is run again,
 and where the two disagree the slower counts. Ordinary results cost nothing.
+
+Other work on the cores makes a run look slower than it is, and a workload with one schedule would keep that for good.
+So a result near the best that was disturbed is run again as well: what was not disturbed counts, else the faster.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from lorien.records import Measurement
@@ -17,6 +20,10 @@ MUCH_FASTER = 0.5
 """A latency below this part of the best before it is measured again."""
 AGREEING = 1.25
 """Two runs agree when the slower takes at most so many times the faster."""
+NEAR = 2.0
+"""A disturbed result is measured again when it takes at most so many times the best: it may be the best."""
+DISTURBED_RUNS = 2
+"""Runs of one candidate, at most, while each is disturbed: on cores that stay busy more would not help."""
 STOPPED_EARLY = "stopped early"
 """How the detail of a result begins that was clearly slower than the best, and got no full repeats."""
 
@@ -41,6 +48,7 @@ class Remeasurement:
         self.again: list[int] = []
         self._open = set(candidates)
         self._doubted: dict[int, Measurement] = {}
+        self._disturbed: dict[int, list[Measurement]] = {}
         self._first: int | None = None
         self._first_s = math.inf
         self._held: list[tuple[int, Measurement]] = []
@@ -56,6 +64,13 @@ class Remeasurement:
         if self._believes_all:
             yield index, result
             return
+        disturbed = self._disturbed.pop(index, [])
+        if disturbed:
+            result = least_disturbed([*disturbed, result])
+        if result.disturbed and len(disturbed) + 1 < DISTURBED_RUNS and self._may_be_best(result):
+            self._disturbed[index] = [*disturbed, result]
+            self.again.append(index)
+            return
         if index in self._doubted:
             yield from self._repeated(index, result)
         else:
@@ -65,9 +80,15 @@ class Remeasurement:
 
     def rest(self) -> Iterator[tuple[int, Measurement]]:
         """What waits for another result when there will be none, for want of time. What is doubted is not believed."""
+        for index, results in list(self._disturbed.items()):
+            if index not in self._doubted:
+                yield self._believed(index, least_disturbed(results))
         if self._first is not None and self._first not in self._doubted:
             held, self._held, self._first = self._held, [], None
             yield from (self._believed(*entry) for entry in held)
+
+    def _may_be_best(self, result: Measurement) -> bool:
+        return result.latency_s is not None and result.latency_s <= NEAR * min(self.best_s, self._first_s)
 
     def _new(self, index: int, result: Measurement) -> Iterator[tuple[int, Measurement]]:
         latency_s = result.latency_s
@@ -110,6 +131,19 @@ class Remeasurement:
         self._open.discard(index)
         self.best_s = min(self.best_s, math.inf if result.latency_s is None else result.latency_s)
         return index, result
+
+
+def least_disturbed(results: Sequence[Measurement]) -> Measurement:
+    """What counts of runs of one candidate, of which all but the last were disturbed."""
+    *disturbed, last = results
+    if not disturbed:
+        return last
+    ran = [result for result in results if result.latency_s is not None]
+    counts = last if not last.disturbed or not ran else min(ran, key=lambda result: result.latency_s or math.inf)
+    before = ", ".join(f"{result.latency_s:.3g} s" for result in disturbed if result.latency_s is not None)
+    said = f"measured again: {before} beside other work"
+    detail = counts.detail.partition("measured again: ")[0].rstrip("; ")
+    return replace(counts, detail=f"{detail}; {said}".strip("; "))
 
 
 def compared(first: Measurement, second: Measurement) -> tuple[Measurement, bool]:

@@ -24,7 +24,7 @@ from lorien.database import open_database
 from lorien.delivery import Source
 from lorien.dialects import open_live_dialect, open_model_dialect
 from lorien.dialects.metaschedule.frontends import load_model
-from lorien.dialects.metaschedule.workload import BUILD, native_target
+from lorien.dialects.metaschedule.workload import BUILD, NAIVE, native_target
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.network import BUDGET_S, Budget, _beside_reference
 from lorien.records import Candidate, Measurement, Outcome, TuningRecord
@@ -119,19 +119,22 @@ def test_a_schedule_changes_the_kernel(model, convolutions, schedules, tmp_path)
     chosen = {w.key: candidate for w, candidate in zip(convolutions, schedules, strict=True)}
     opened.build(chosen, tmp_path / "tuned.so")
     opened.build({}, tmp_path / "default.so")
+    opened.build(dict.fromkeys((workload.key for workload in opened.workloads), NAIVE), tmp_path / "naive.so")
     run = run_beside(
         "metaschedule",
         TARGET,
         tmp_path / "tuned.so",
-        tmp_path / "default.so",
+        tmp_path / "naive.so",
         opened.inputs,
+        default=tmp_path / "default.so",
         repeat=2,
         min_repeat_s=0.01,
         timeout_s=60,
     )
     assert not run.difference
     assert run.latency_s != run.default_latency_s
-    assert (tmp_path / "tuned.so").stat().st_size != (tmp_path / "default.so").stat().st_size
+    sizes = {(tmp_path / f"{name}.so").stat().st_size for name in ("tuned", "default", "naive")}
+    assert len(sizes) == 3
 
 
 def test_a_library_that_cannot_be_run_is_an_error_with_what_was_said(model, tmp_path):

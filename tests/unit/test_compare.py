@@ -68,8 +68,8 @@ def test_accepted(found: Any, expected: Any) -> None:
 
 def test_number_and_element_types() -> None:
     ones = np.ones(4, F32)
-    assert "1 outputs where the unscheduled build has 2" in difference([ones], [ones, ones])
-    assert "of float64 where the unscheduled build has float32" in difference([ones.astype("f8")], [ones])
+    assert "1 outputs where the naive build has 2" in difference([ones], [ones, ones])
+    assert "of float64 where the naive build has float32" in difference([ones.astype("f8")], [ones])
 
 
 def test_integers_are_equal_but_for_a_rounding() -> None:

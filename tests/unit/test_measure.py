@@ -151,7 +151,7 @@ def test_outputs_are_checked_against_the_default_schedule(dialect):
     with Measurer(dialect, TARGET, MeasureConfig(builders=2, check=True)) as measurer:
         results = measurer.measure(WORKLOAD, [FINE, Candidate({"run": "wrong"}), Candidate(None)])
         assert [result.outcome for result in results] == [Outcome.OK, Outcome.WRONG_RESULT, Outcome.OK]
-        assert results[1].detail == "tensor 1 is off by 1 where the default schedule's largest value is 1"
+        assert results[1].detail == "tensor 1 is off by 1 where the naive kernel's largest value is 1"
         (result,) = measurer.measure(Workload("misbehaving", "no reference", ["other"]), [FINE])
         assert result.outcome is Outcome.UNKNOWN_ERROR
         assert "cannot run the default" in result.detail

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lorien.dialects.base import LiveDialect, LogInfo, LogWriter, Model, ModelInput, ReadReport, ScoreFn
 from lorien.dialects.metaschedule import logs
-from lorien.dialects.metaschedule.workload import BUILD, DIALECT, native_target, require_tvm
+from lorien.dialects.metaschedule.workload import BUILD, DIALECT, NAIVE, native_target, require_tvm
 from lorien.dialects.remote import Device, Tracker
 from lorien.records import Candidate, Layout, TuningRecord, Workload
 from lorien.target import Target
@@ -23,6 +23,7 @@ class MetaScheduleDialect:
 
     name = DIALECT
     forkable = True  # to load TVM starts no thread and touches no device
+    naive = NAIVE
     shard_bytes = 64 << 10  # replaying traces takes 10 ms a record, and 64 KiB of gzip hold some 600 of them
 
     def find(self, path: Path) -> Iterator[Path]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.cross import linker
 from lorien.dialects.metaschedule.intrin import register_intrinsics
-from lorien.dialects.metaschedule.workload import module_of, require_tvm, schedule_of, tvm_target
+from lorien.dialects.metaschedule.workload import NAIVE, module_of, require_tvm, schedule_of, tvm_target
 from lorien.errors import BadInput
 from lorien.machine import available_cores
 from lorien.records import Candidate, Workload
@@ -60,6 +61,8 @@ def build(workload: Workload, candidate: Candidate, target: Target, out: Path) -
     device = tvm_target(target)
     if candidate.schedule is None:
         module = default_schedule(module, target)
+    elif candidate.schedule == NAIVE.schedule:
+        module = as_written(module, target)
     else:
         try:
             module = schedule_of(workload, candidate).mod
@@ -79,7 +82,12 @@ def link(out: str, objects: list[str], **options: Any) -> None:
 
 
 def default_schedule(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """What TVM compiles without tuning: the loops as written; for GPUs bound to threads, or nothing would build."""
+    """What is built without tuning: on a CPU, loops cut by rules; else the loops as written."""
+    return cpu_schedule(module, target).mod if target.kind == "llvm" else as_written(module, target)
+
+
+def as_written(module: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """What TVM compiles without a schedule: the loops as written; for GPUs bound to threads, or nothing would build."""
     if target.kind not in _BOUND_THREADS:
         return module
     from tvm.s_tir.transform import DefaultGPUSchedule

@@ -14,6 +14,7 @@ from lorien.dialects.metaschedule.limits import check_folding, check_ranges
 from lorien.dialects.metaschedule.lowering import failing_operators, without
 from lorien.dialects.metaschedule.onnx_convert import reason_of
 from lorien.dialects.metaschedule.simplify import simplify
+from lorien.dialects.metaschedule.vector_math import count_flop, legalizations
 from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import tvm_target, workload_of
 from lorien.errors import BadInput
@@ -119,21 +120,24 @@ def lower(module: tvm.IRModule, target: Target, layout: Layout = "auto") -> tvm.
 
     # FoldConstant builds for the host, whose build imports the intrinsics of all devices unless some are there: 27 s.
     register_intrinsics(HOST)
-    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps()])
+    suits_cpu = layout == "auto" and target.kind == "llvm"
+    own = legalizations() if suits_cpu else None
+    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps(own)])
     fuse = Sequential(
         [
             relax.transform.FoldConstant(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            count_flop(),
         ]
     )
     with tvm_target(target):
         check_ranges(module)
         if layout == "auto":
             module = simplify(module)
-            if target.kind == "llvm":
-                module = block_channels(module, vectors_of(target).lanes)
+        if suits_cpu:
+            module = block_channels(module, vectors_of(target).lanes)
         legalized = legalize(module)
         check_folding(legalized)
         return fuse(legalized)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lorien.dialects.base import ModelInput
 from lorien.dialects.metaschedule.compile import INPUT_SEED, random_tensor, warm_up
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.extract import lower_model, workloads_in
 from lorien.dialects.metaschedule.workload import module_of, replay, schedule_of, tvm_target
 from lorien.errors import BadInput
@@ -68,10 +69,9 @@ class Network:
         device = tvm_target(self._target)
         database = ms.database.MemoryDatabase()
         for workload in self.workloads:
-            candidate = schedules.get(workload.key)
-            if candidate is not None and candidate.schedule is not None:
+            trace = self._trace(workload, schedules.get(workload.key, Candidate(None)))
+            if trace is not None:
                 entry = database.commit_workload(module_of(workload))
-                trace = schedule_of(workload, candidate).trace
                 # One record each: any latency makes it the best.
                 database.commit_tuning_record(ms.database.TuningRecord(trace, entry, [1.0], device, []))
         try:
@@ -81,6 +81,16 @@ class Network:
             raise BadInput(_uncompiled(error)) from error
         # Beside the library: TVM's own folder would stay if this process is killed.
         executable.export_library(str(library), workspace_dir=str(library.parent))
+
+    def _trace(self, workload: Workload, candidate: Candidate) -> tvm.s_tir.schedule.Trace | None:
+        """The trace to apply to the workload's kernel; None leaves its loops to TVM."""
+        if candidate.schedule is not None:
+            trace = schedule_of(workload, candidate).trace
+        elif self._target.kind == "llvm":
+            trace = cpu_schedule(module_of(workload), self._target).trace
+        else:
+            return None
+        return trace if trace.insts else None  # a kernel with a record is not scheduled by TVM's rules for GPUs
 
 
 def _passes(device: tvm.target.Target) -> tvm.ir.transform.Pass:

@@ -20,6 +20,9 @@ DIALECT = "metaschedule"
 IDENTITY_KIND = "structural"
 """How the hash in an identity tells modules apart: TVM's module equality of that name."""
 
+NAIVE = Candidate([[], []])
+"""The loops as written: a trace without instructions."""
+
 PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 BUILD = f"tvm {PINNED['apache-tvm']}"
 
