@@ -23,7 +23,7 @@ from lorien.dialects.metaschedule.frontends import load_model
 from lorien.dialects.metaschedule.mutate import recognize
 from lorien.dialects.metaschedule.onnx_shapes import fix_inputs, fold_shapes
 from lorien.errors import BadInput
-from lorien.records import Workload
+from lorien.records import Layout, Workload
 from lorien.target import Target
 
 TARGET = Target.parse("llvm -mcpu=x86-64-v3 -num-cores=2")
@@ -165,8 +165,9 @@ def test_folding_leaves_what_depends_on_data() -> None:
     assert [node.op_type for node in folded.graph.node] == ["Relu", "NonZero", "Cast", "Transpose", "Shape", "Reshape"]
 
 
+@pytest.mark.parametrize("layout", ["plain", "auto"])
 @pytest.mark.parametrize("name", MODELS)
-def test_mutated_workloads_are_those_of_the_model_at_the_other_size(name: str, tmp_path: Path) -> None:
+def test_mutated_workloads_are_those_of_the_model_at_the_other_size(name: str, layout: Layout, tmp_path: Path) -> None:
     """Batch and spatial sizes of the convolutions and pools of one export, changed to those of the other."""
     make, *shapes = MODELS[name]
     path = tmp_path / f"{name}.onnx"
@@ -174,7 +175,7 @@ def test_mutated_workloads_are_those_of_the_model_at_the_other_size(name: str, t
     first, second = (
         [
             w
-            for w in extract_workloads(path, TARGET, {"image": shape})
+            for w in extract_workloads(path, TARGET, {"image": shape}, layout=layout)
             if re.match("fused_conv2d|conv2d|max_pool", w.name)
         ]
         for shape in shapes

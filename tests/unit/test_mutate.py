@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tvm
 from hypothesis import given, settings
@@ -18,20 +20,52 @@ from tvm.script import tirx as T  # noqa: N812  # as TVMScript is written
 
 from lorien.dialects.metaschedule.extract import lower
 from lorien.dialects.metaschedule.mutate import recognize
-from lorien.dialects.metaschedule.workload import module_of, workload_of
+from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
 from lorien.errors import BadInput, UnsupportedOperation
 from lorien.mutate import Axes, load_rules, mutate
 from lorien.records import Workload
 from lorien.target import Target
 
 Build = Callable[..., Any]
+Shape = tuple[int, ...]
 TARGET = Target("llvm")
+WIDE = Target.parse("llvm -mcpu=x86-64-v3 -num-cores=1")
+"""Blocks of 8 and, where 8 does not divide the channels, of 4."""
 
 
-def kernel(build: Build, *shapes: tuple[int, ...], dtype: str = "float32", name: str = "kernel") -> Workload:
+def kernel(build: Build, *shapes: Shape, dtype: str = "float32", name: str = "kernel") -> Workload:
     """The one kernel TVM makes of an expression over inputs of these shapes."""
     inputs = [relax.Var(f"p{index}", relax.TensorType(shape, dtype)) for index, shape in enumerate(shapes)]
     return kernel_over(inputs, build, name)
+
+
+def kernel_in_model(build: Build, *shapes: Shape, is_first: bool = False) -> Workload:
+    """The kernel that an expression becomes inside of a model whose channels are put in blocks.
+
+    Each picture is what a convolution makes of one channel, so that it is in blocks where they fit; of the first
+    kernel of a model the data is an input. Weights and biases are constants.
+    """
+    rng = np.random.default_rng(0)
+    pictures = [i for i, shape in enumerate(shapes) if i == 0 or (len(shape) == 4 and i > 1 and shape[2:] != (1, 1))]
+    convolved = [i for i in pictures if len(shapes[i]) == 4 and not (is_first and i == 0)]
+    read = {i: (shapes[i][0], 1, *shapes[i][2:]) if i in convolved else shapes[i] for i in pictures}
+    inputs = {i: relax.Var(f"p{i}", relax.TensorType(shape, "float32")) for i, shape in read.items()}
+
+    def constant(*shape: int) -> Any:
+        return relax.const(rng.random(shape, dtype=np.float32))
+
+    builder = relax.BlockBuilder()
+    with builder.function("main", list(inputs.values())):
+        with builder.dataflow():
+            values = {i: inputs[i] if i in inputs else constant(*shape) for i, shape in enumerate(shapes)}
+            for i in convolved:
+                made = builder.emit(relax.op.nn.conv2d(values[i], constant(shapes[i][1], 1, 1, 1)))
+                values[i] = builder.emit(relax.op.negative(made))
+            result = builder.emit_output(relax.op.permute_dims(builder.emit(build(builder, *values.values()))))
+        builder.emit_func_output(result)
+    tasks = extract_tasks(lower(builder.get(), WIDE, "auto"), tvm_target(WIDE), params={})
+    (task,) = [task for task in tasks if not re.search("negative|trans|reshape|concat", task.task_name)]
+    return workload_of(task.dispatched[0], "kernel")
 
 
 def kernel_over(inputs: list[Any], build: Build, name: str = "kernel") -> Workload:
@@ -40,7 +74,7 @@ def kernel_over(inputs: list[Any], build: Build, name: str = "kernel") -> Worklo
         with builder.dataflow():
             result = builder.emit_output(build(builder, *inputs))
         builder.emit_func_output(result)
-    (task,) = extract_tasks(lower(builder.get(), TARGET), tvm.target.Target("llvm"), params={})
+    (task,) = extract_tasks(lower(builder.get(), TARGET, "plain"), tvm.target.Target("llvm"), params={})
     return workload_of(task.dispatched[0], name)
 
 
@@ -52,6 +86,10 @@ def without_blocks(x: T.Buffer((4,), "float32"), y: T.Buffer((4,), "float32")): 
 
 def conv(**options: Any) -> Build:
     return lambda b, x, w, *_: relax.op.nn.conv2d(x, w, **options)
+
+
+def conv_depthwise(b: Any, x: Any, w: Any) -> Any:
+    return relax.op.nn.conv2d(x, w, groups=int(x.ty.shape[1]), padding=1)
 
 
 def conv_bias_relu(b: Any, x: Any, w: Any, bias: Any) -> Any:
@@ -136,7 +174,7 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
     ),
     "swish": (conv_swish, [(1, 8, 7, 7), (16, 8, 1, 1)], {"batch": 2}, [(2, 8, 7, 7), (16, 8, 1, 1)]),
     "depthwise": (
-        lambda b, x, w: relax.op.nn.conv2d(x, w, groups=int(x.ty.shape[1]), padding=1),
+        conv_depthwise,
         [(1, 8, 7, 7), (8, 1, 3, 3)],
         {"channels": 12, "width": 9},
         [(1, 12, 7, 9), (12, 1, 3, 3)],
@@ -198,6 +236,59 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
 }
 
 
+PACKED_CASES: dict[str, tuple[Build, list[Shape], dict[str, int | str], list[Shape]]] = {
+    **{name: case for name, case in CASES.items() if len(case[1][0]) == 4 and name != "attention"},
+    "dense": (
+        dense_scaled,
+        [(1, 32), (32, 24), (24,)],
+        {"batch": 16, "in_channels": 8, "out_channels": 12},
+        [(16, 8), (8, 12), (12,)],
+    ),
+    "dense on tokens, gelu": (
+        lambda b, x, w, bias: relax.op.nn.gelu(b.emit(relax.op.add(b.emit(relax.op.matmul(x, w)), bias))),
+        [(1, 7, 32), (32, 8), (8,)],
+        {"batch": 3, "length": 9, "out_channels": 40},
+        [(3, 9, 32), (32, 40), (40,)],
+    ),
+    "dense of columns in no block": (
+        dense_scaled,
+        [(2, 3, 7, 32), (32, 24), (24,)],
+        {"batch": 1, "out_channels": 10},
+        [(1, 3, 7, 32), (32, 10), (10,)],
+    ),
+    "channels in no block": (
+        conv_bias_relu,
+        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 1, 1)],
+        {"in_channels": 6, "out_channels": 10},
+        [(1, 6, 7, 7), (10, 6, 3, 3), (1, 10, 1, 1)],
+    ),
+    "output that leaves its blocks": (
+        conv_residual,
+        [(1, 16, 7, 7), (16, 16, 3, 3), (1, 16, 7, 7)],
+        {"in_channels": 12, "out_channels": 10},
+        [(1, 12, 7, 7), (10, 12, 3, 3), (1, 10, 7, 7)],
+    ),
+    "output that enters blocks": (
+        conv_bias_relu,
+        [(1, 16, 7, 7), (10, 16, 3, 3), (1, 10, 1, 1)],
+        {"out_channels": 24},
+        [(1, 16, 7, 7), (24, 16, 3, 3), (1, 24, 1, 1)],
+    ),
+    "depthwise in a shorter block": (
+        lambda b, x, w, bias: relax.op.clip(b.emit(relax.op.add(b.emit(conv_depthwise(b, x, w)), bias)), 0, 6),
+        [(1, 16, 9, 9), (16, 1, 3, 3), (1, 16, 1, 1)],
+        {"channels": 12, "batch": 2},
+        [(2, 12, 9, 9), (12, 1, 3, 3), (1, 12, 1, 1)],
+    ),
+    "pool in no block": (
+        lambda b, x: relax.op.nn.max_pool2d(x, [3, 3], strides=[2, 2], padding=[1, 1, 1, 1]),
+        [(1, 8, 12, 12)],
+        {"channels": 6},
+        [(1, 6, 12, 12)],
+    ),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_at_other_sizes_is_what_tvm_makes_there(case: str) -> None:
     build, shapes, changes, expected = CASES[case]
@@ -206,6 +297,35 @@ def test_a_kernel_at_other_sizes_is_what_tvm_makes_there(case: str) -> None:
     assert operator.at({**operator.axes, **changes}, "made").key == kernel(build, *expected).key
     half = operator.at({**operator.axes, "dtype": "float16"}, "half")
     assert half.key == kernel(build, *shapes, dtype="float16").key
+
+
+@pytest.mark.parametrize(
+    ("case", "is_first"),
+    [
+        *((case, False) for case in PACKED_CASES),
+        *((case, True) for case in PACKED_CASES if not re.search("pool|dense|enters", case)),
+    ],
+)
+def test_a_kernel_in_blocks_at_other_sizes_is_what_the_model_has_there(case: str, is_first: bool) -> None:
+    build, shapes, changes, expected = PACKED_CASES[case]
+    given = kernel_in_model(build, *shapes, is_first=is_first)
+    operator = recognize(given)
+    made = operator.at({**operator.axes, **changes}, "made")
+    assert set(changes) <= set(operator.axes)
+    assert made.key != given.key
+    assert made.key == kernel_in_model(build, *expected, is_first=is_first).key
+    assert given.key != kernel(build, *shapes).key
+    with pytest.raises(BadInput, match=r"only float32 has .* blocks .* Fix: extract with --layout plain"):
+        operator.at({**operator.axes, "dtype": "float16"}, "half")
+
+
+def test_a_kernel_that_is_plain_stays_plain() -> None:
+    """Nothing in it says that the layout was ``auto``, and other channels would be in blocks."""
+    given = kernel_in_model(conv(), (1, 3, 7, 7), (10, 3, 3, 3), is_first=True)
+    assert given.key == kernel(conv(), (1, 3, 7, 7), (10, 3, 3, 3)).key
+    operator = recognize(given)
+    made = operator.at({**operator.axes, "out_channels": 16}, "made")
+    assert made.key == kernel(conv(), (1, 3, 7, 7), (16, 3, 3, 3)).key
 
 
 @settings(deadline=None, max_examples=40)
@@ -246,15 +366,75 @@ def test_any_convolution(
     assert operator.at(axes, "made").key == kernel(build, *second).key
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    data=st.data(),
+    groups=st.sampled_from([1, 2, 4, 8]),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(*[st.integers(0, 2)] * 4),
+    is_first=st.booleans(),
+)
+def test_any_convolution_in_blocks(
+    data: st.DataObject,
+    groups: int,
+    size: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    is_first: bool,
+) -> None:
+    """From channels in blocks of 8 to any number of channels: in blocks of 8, of 4, or in none."""
+    least = [1 + d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+
+    def draw(multiple: int) -> tuple[int, ...]:
+        channels = [multiple * data.draw(st.integers(1, 24 // multiple)) for _ in range(2)]
+        return data.draw(st.integers(1, 3)), *channels, *(data.draw(st.integers(lowest, 12)) for lowest in least)
+
+    def kernel_of(batch: int, ins: int, outs: int, height: int, width: int, groups: int) -> Workload:
+        build = conv(groups=groups, strides=list(strides), dilation=list(dilation), padding=list(padding))
+        return kernel_in_model(build, (batch, ins, height, width), (outs, ins // groups, *size), is_first=is_first)
+
+    operator = recognize(kernel_of(*draw(8), groups))
+    batch, ins, outs, height, width = draw(groups)
+    if "channels" in operator.axes:
+        groups = outs = ins
+        channels = {"channels": ins}
+    else:
+        channels = {"in_channels": ins, "out_channels": outs}
+    axes = {**channels, "batch": batch, "height": height, "width": width, "dtype": "float32"}
+    assert operator.at(axes, "made").key == kernel_of(batch, ins, outs, height, width, groups).key
+
+
+def test_blocks_are_no_longer_than_in_the_kernel() -> None:
+    """Its target, whose vectors may be longer, is not known; and a concatenation may have made a block shorter."""
+    operator = recognize(kernel_in_model(conv(), (1, 12, 5, 5), (12, 12, 1, 1)))
+    made = operator.at({**operator.axes, "in_channels": 24, "out_channels": 48}, "made")
+    assert parameters(made) == [(1, 6, 5, 5, 4), (12, 6, 1, 1, 4, 4), (1, 12, 5, 5, 4)]
+
+    def joined(b: Any, x: Any, w: Any, other: Any) -> Any:
+        return relax.op.nn.relu(b.emit(relax.op.concat([b.emit(relax.op.nn.conv2d(x, w)), other], 1)))
+
+    operator = recognize(kernel_in_model(joined, (1, 8, 5, 5), (16, 8, 1, 1), (1, 12, 5, 5)))
+    made = operator.at({**operator.axes, "in_channels": 16, "out_channels": 32, "batch": 2}, "made")
+    assert parameters(made) == [(2, 2, 5, 5, 8), (8, 2, 1, 1, 8, 4), (2, 8, 5, 5, 4)]
+
+
+def parameters(workload: Workload) -> list[Shape]:
+    return [tuple(int(extent) for extent in buffer.ty.shape) for buffer in module_of(workload)["main"].params]
+
+
 def test_sizes_without_an_operator() -> None:
-    operator = recognize(kernel(conv(), (1, 8, 7, 7), (16, 8, 3, 3)))
-    with pytest.raises(BadInput, match=r"does not fit: the output would be 1x16x0x5"):
-        operator.at({**operator.axes, "height": 2}, "made")
-    grouped = recognize(kernel(conv(groups=4), (1, 8, 7, 7), (16, 2, 3, 3)))
-    with pytest.raises(BadInput, match="10 and 16 channels do not divide into 4 groups"):
-        grouped.at({**grouped.axes, "in_channels": 10}, "made")
-    with pytest.raises(BadInput, match="TVM cannot make it"):
-        operator.at({**operator.axes, "batch": 10**30}, "made")
+    for make, output in ((kernel, "1x16x0x5"), (kernel_in_model, "1x2x0x5x8")):
+        operator = recognize(make(conv(), (1, 8, 7, 7), (16, 8, 3, 3)))
+        with pytest.raises(BadInput, match=f"does not fit: the output would be {output}"):
+            operator.at({**operator.axes, "height": 2}, "made")
+        grouped = recognize(make(conv(groups=4), (1, 8, 7, 7), (16, 2, 3, 3)))
+        with pytest.raises(BadInput, match="10 and 16 channels do not divide into 4 groups"):
+            grouped.at({**grouped.axes, "in_channels": 10}, "made")
+        with pytest.raises(BadInput, match="TVM cannot make it"):
+            operator.at({**operator.axes, "batch": 10**30}, "made")
 
 
 def test_kernels_that_are_not_understood() -> None:
