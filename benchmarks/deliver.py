@@ -10,8 +10,8 @@
 ``models`` writes model files with random weights (``networks.py`` says what it needs). ``tune`` tunes the workloads of
 each with ``lorien tune --model none``, those of squeezenet and resnet50 in the plain layout too. ``stock`` tunes
 squeezenet and the transformer with TVM's ``static_shape_tuning_pipeline``, without and with ``cpu_weight_prepack``.
-``prepare`` trains a model without the network, on what ``tune`` left of the others and on the logs of a data set. A step
-that was done is left out, unless ``--again`` is given; tuning that was interrupted goes on.
+``prepare`` trains a model without the network, on what ``tune`` left of the others and on the logs of a data set.
+A step that was done is left out, unless ``--again`` is given; tuning that was interrupted goes on.
 
 ``measure`` builds every variant of a network and times them in turns: in each round every variant has a process of its
 own, which ends before the next one starts. A latency is the median over the rounds; a speed is ONNX Runtime's latency

@@ -171,7 +171,7 @@ def test_an_epilogue_is_fused_and_counted() -> None:
     weight = relax.const(np.ones((512, 128), np.float32))
     module = network((128, 512), lambda x: relax.op.nn.gelu(relax.op.matmul(x, weight)))
     (name,) = names = kernels(extract.lower(module, native_target()))
-    assert name == "fused_matmul_gelu"
+    assert name == "fused_matmul_packed_gelu"
     product = 2 * 128 * 512 * 128
     # The epilogue is some 30 operations for an element of the output.
     assert product + 20 * 128 * 128 < (flop_of(names[name]) or 0) < product + 40 * 128 * 128

@@ -399,10 +399,10 @@ def _channels(data: Any, first: int, count: int) -> _Kept:
 
 def _shuffle(call: Any, values: Mapping[Any, Any]) -> _Kept | None:
     """Channels shuffled: (n, c, h, w) as (n, groups, c / groups, h, w) with its groups last, and back."""
-    turned = values.get(call.args[0])
+    turned: Any = values.get(call.args[0])
     if name_of(turned) != "permute_dims":
         return None
-    grouped = values.get(turned.args[0])
+    grouped: Any = values.get(turned.args[0])
     if name_of(grouped) != "reshape":
         return None
     data, axes = grouped.args[0], turned.attrs.axes

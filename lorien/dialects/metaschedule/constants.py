@@ -83,7 +83,7 @@ def _permute(call: Any, operands: Sequence[Array | None], shape: tuple[int, ...]
     if operands[0] is None:
         return None
     axes = call.attrs.axes
-    return operands[0].transpose(None if axes is None else [int(axis) for axis in axes])
+    return np.transpose(operands[0], None if axes is None else [int(axis) for axis in axes])
 
 
 def _cast(call: Any, operands: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:

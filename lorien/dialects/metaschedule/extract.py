@@ -115,14 +115,30 @@ def lower(module: tvm.IRModule, target: Target, layout: Layout = "auto") -> tvm.
     Exception
         TVM's own, for an operator that cannot be lowered.
     """
+    suits_cpu = layout == "auto" and target.kind == "llvm"
+    with tvm_target(target):
+        check_ranges(module)
+        if layout == "auto":
+            module = simplify(module)
+        if suits_cpu:
+            module = block_channels(module, vectors_of(target).lanes)
+        return fused_kernels(module, vector_math=suits_cpu)
+
+
+def fused_kernels(module: tvm.IRModule, *, vector_math: bool) -> tvm.IRModule:
+    """A Relax module legalized and fused as it stands, for the target of the scope.
+
+    With ``vector_math``, exp, tanh and the like become the kernels of ``vector_math.legalizations``. Raises as
+    ``lower`` does.
+    """
     from tvm import relax
     from tvm.ir.transform import Sequential
 
     # FoldConstant builds for the host, whose build imports the intrinsics of all devices unless some are there: 27 s.
     register_intrinsics(HOST)
-    suits_cpu = layout == "auto" and target.kind == "llvm"
-    own = legalizations() if suits_cpu else None
-    legalize = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps(own)])
+    own = legalizations() if vector_math else None
+    legalized = Sequential([relax.transform.DecomposeOpsForInference(), relax.transform.LegalizeOps(own)])(module)
+    check_folding(legalized)
     fuse = Sequential(
         [
             relax.transform.FoldConstant(),
@@ -132,15 +148,7 @@ def lower(module: tvm.IRModule, target: Target, layout: Layout = "auto") -> tvm.
             count_flop(),
         ]
     )
-    with tvm_target(target):
-        check_ranges(module)
-        if layout == "auto":
-            module = simplify(module)
-        if suits_cpu:
-            module = block_channels(module, vectors_of(target).lanes)
-        legalized = legalize(module)
-        check_folding(legalized)
-        return fuse(legalized)
+    return fuse(legalized)
 
 
 def _is_static(module: tvm.IRModule) -> bool:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lorien.dialects.metaschedule import computations
 from lorien.dialects.metaschedule.blocks import MIN_BLOCK
-from lorien.dialects.metaschedule.extract import lower
+from lorien.dialects.metaschedule.extract import fused_kernels
+from lorien.dialects.metaschedule.vector_math import ELEMENTWISE, block_name
 from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
 from lorien.errors import BadInput, LorienError, UnsupportedOperation
 from lorien.mutate import Axes
@@ -43,7 +44,8 @@ _WITH_ATTRIBUTES = ("clip", "nn.leakyrelu")
 """Steps whose numbers are attributes, not operands."""
 _GELU = ("multiply", "erf", "multiply", "add", "multiply")
 _TARGET = Target("llvm")
-"""Lowering wants a target, and makes the same kernels for all."""
+"""Fusing wants a target, and makes the same kernels for all."""
+_VECTOR_MATH = {block_name(operator): operator.removeprefix("relax.") for operator in ELEMENTWISE}
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,17 @@ class KernelOperator:
     """TIR buffers, in the order of the kernel's parameters."""
     anchor: _Anchor
     steps: tuple[_Step, ...]
+    vector_math: bool
+    """Whether steps are computed as ``vector_math`` does it."""
 
     def at(self, axes: Axes, name: str) -> Workload:
         """See ``Operator``."""
         from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
         try:
-            tasks = extract_tasks(lower(self._relax(axes), _TARGET, "plain"), tvm_target(_TARGET), params={})
+            with tvm_target(_TARGET):
+                kernels = fused_kernels(self._relax(axes), vector_math=self.vector_math)
+            tasks = extract_tasks(kernels, tvm_target(_TARGET), params={})
         except BadInput:
             raise
         except Exception as error:  # shape inference and legalization raise what they like
@@ -169,8 +175,9 @@ def _read(module: tvm.IRModule, workload: Workload) -> KernelOperator:
     for anchor, rest in _anchors(blocks):
         axes = {**anchor.axes, "dtype": str(inputs[0].ty.dtype)}
         steps = tuple(_step(block) for block in rest)
+        vector_math = any(_vector_math(block) for block in rest)
         for reading in dict.fromkeys((steps, _gelu(steps))):
-            operator = KernelOperator(axes, tuple(inputs), anchor, reading)
+            operator = KernelOperator(axes, tuple(inputs), anchor, reading, vector_math)
             try:
                 if operator.at(axes, workload.name).key == workload.key:
                     return operator
@@ -358,6 +365,8 @@ def _step(block: Any) -> _Step:
     value: Any = getattr(block.body, "value", None)
     kind = type(value).__name__
     operands: tuple[Any, ...]
+    if op := _vector_math(block):
+        return _Step(op, (block.reads[0].source,), block.writes[0].source)
     if kind == "Max" and type(value.a).__name__ == "Min":
         op, operands = "clip", (value.a.a, value.b, value.a.b)
     elif kind == "Max" and block.name_hint.startswith("compute"):
@@ -371,6 +380,11 @@ def _step(block: Any) -> _Step:
     else:
         raise UnsupportedOperation(f"its step {block.name_hint} is not one of those understood")
     return _Step(op, tuple(_operand(block, operand) for operand in operands), block.writes[0].source)
+
+
+def _vector_math(block: Any) -> str:
+    """Operator that ``vector_math`` wrote the block for; empty for another's. Fusing numbers blocks of one name."""
+    return _VECTOR_MATH.get(re.sub(r"_?\d+$", "", block.name_hint), "")
 
 
 def _gelu(steps: tuple[_Step, ...]) -> tuple[_Step, ...]:

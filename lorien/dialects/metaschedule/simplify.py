@@ -233,7 +233,7 @@ class _Simplification(Rewriting):
         """A sum over what was stacked for it, as additions."""
         from tvm import relax
 
-        stack = self._values.get(value.args[0])
+        stack: Any = self._values.get(value.args[0])
         if name_of(stack) != "stack" or self._uses[value.args[0]] != 1:
             return None
         axes, parts = value.attrs.axis, stack.args[0]
@@ -250,7 +250,7 @@ class _Simplification(Rewriting):
         from tvm.ir import GenericConst
 
         if isinstance(expr, GenericConst) and str(getattr(expr.ty, "dtype", "")) != "bfloat16":
-            return expr.value.numpy()
+            return np.asarray(expr.value.numpy())
         return self._known.get(self._same.get(expr, expr))
 
 

@@ -52,11 +52,15 @@ def legalizations() -> dict[str, LegalizeFunc]:
 
     Tensors of other dtypes than float32 are legalized as TVM does it.
     """
-    made = {name: _elementwise(name, lambda _, formula=formula: formula) for name, formula in ELEMENTWISE.items()}
+    made = {name: _elementwise(name, partial(_without_attributes, formula)) for name, formula in ELEMENTWISE.items()}
     made["relax.nn.softplus"] = _elementwise("relax.nn.softplus", _softplus)
     made["relax.nn.softmax"] = _over_axis(_softmax)
     made["relax.nn.log_softmax"] = _over_axis(_log_softmax)
     return made
+
+
+def _without_attributes(formula: Formula, _: Any) -> Formula:
+    return formula
 
 
 def _softplus(attrs: Any) -> Formula:
