@@ -34,8 +34,15 @@ IDENTITY_FIELDS = ("device", "model", "mtriple", "mcpu", "arch", "mattr", "num-c
 
 _ALIASES = {"march": "arch", "mtriple": "mtriple", "target": "mtriple"}
 _SHORT_KINDS = {"x86": ("llvm", {}), "arm": ("llvm", {"device": "arm_cpu"}), "aarch64": ("llvm", {"device": "arm_cpu"})}
-_ARM = re.compile(r"arm|aarch64|cortex|neoverse|apple-|thunderx|ampere|graviton|a64fx|exynos|kryo|carmel", re.I)
-_RISCV = re.compile(r"riscv|sifive|rocket", re.I)
+_ARM = re.compile(
+    r"arm|aarch64|cortex|neoverse|apple-|cyclone|thunderx|ampere|graviton|\bgrace\b|a64fx|exynos|kryo|oryon|falkor|saphira"
+    r"|carmel|tsv110|olympus|monaka|gb10|\bc1-",
+    re.I,
+)
+_RISCV = re.compile(
+    r"riscv|rv32|rv64|\brocket\b|sifive|syntacore|veyron|xiangshan|spacemit|ascalon|hazard3|andes-", re.I
+)
+"""CPUs as LLVM names them for ``-mcpu``. Rocket is a core of RISC-V, Rocket Lake one of x86."""
 _NO_MODEL = "unknown"
 """TVM's default where no model was given, which tells nothing."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+]+")

@@ -74,3 +74,27 @@ def test_cores() -> None:
     assert Target.parse("llvm -num-cores=4").num_cores == 4
     assert Target.parse({"kind": "llvm", "num-cores": "4"}).num_cores == 4
     assert Target.parse("cuda").num_cores is None
+
+
+@pytest.mark.parametrize(
+    ("family", "models"),
+    [
+        ("llvm-x86", "rocketlake raptorlake tigerlake sapphirerapids graniterapids znver5 barcelona k8 atom x86-64-v4"),
+        ("llvm-arm", "cortex-a72 neoverse-n1 apple-m1 cyclone kryo oryon-1 ampere1 a64fx grace tsv110 thunderx2t99"),
+        ("llvm-riscv", "rocket rocket-rv64 generic-rv64 sifive-u74 spacemit-x60 xiangshan-nanhu tt-ascalon-d8"),
+    ],
+)
+def test_families_of_llvm_s_cpus(family: str, models: str) -> None:
+    found = {model: Target("llvm", (("mcpu", model),)).family for model in models.split()}
+    assert found == dict.fromkeys(models.split(), family)
+
+
+@pytest.mark.parametrize(("family", "triple"), [("llvm-x86", "x86_64"), ("llvm-arm", "aarch64")])
+def test_families_of_all_cpus_that_tvm_knows(family: str, triple: str) -> None:
+    codegen = pytest.importorskip("tvm.target.codegen")
+    from tvm.target import Target as TvmTarget
+
+    machine = {"kind": "llvm", "mtriple": f"{triple}-linux-gnu"}
+    models = [model for model in codegen.llvm_get_cpu_archlist(TvmTarget(machine)) if not model.startswith("generic")]
+    assert len(models) > 50
+    assert {model for model in models if Target("llvm", (("mcpu", model),)).family != family} == set()
