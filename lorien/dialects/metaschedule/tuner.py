@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
@@ -73,7 +74,8 @@ class Model(Protocol):
 class MetaScheduleSearch:
     """Searches the spaces of many workloads. Implements ``lorien.tune.loop.Strategy``.
 
-    While the model is not ready candidates are random samples, which is what TVM's evolution under its untrained cost
+    For a CPU the first candidate of a workload is its default schedule, so that tuning is never slower than none. While
+    the model is not ready candidates are random samples, which is what TVM's evolution under its untrained cost
     model comes to, without the cost of it. Then TVM's mutators breed from random samples, the best measured and the
     most promising of all bred before, and the model chooses.
 
@@ -153,6 +155,8 @@ class _Search:
         self._spent: set[bytes] = set()
         self._sampled: list[Schedule] = []
         self._bred = False
+        # The search keeps schedules: TVM breeds from this one too, once it was measured.
+        self._first = [cpu_schedule(module_of(workload), target)] if target.kind == "llvm" else []
         self._strategy = ms.search_strategy.EvolutionarySearch(
             population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
         )
@@ -173,8 +177,8 @@ class _Search:
         for _ in range(_DRY_ROUNDS):
             self.prepare(count)
             guided = self._guided()
-            schedules = self._chosen() if guided else iter(self._sampled)
-            self._bred, self._sampled = False, []
+            schedules = itertools.chain(self._first, self._chosen() if guided else self._sampled)
+            self._bred, self._sampled, self._first = False, [], []
             fresh: list[Candidate] = []
             for schedule in schedules:
                 candidate = candidate_of(schedule)
