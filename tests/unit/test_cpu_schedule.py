@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import IRModule, te, tirx, topi
 
 from lorien.dialects.metaschedule.compile import warm_up
-from lorien.dialects.metaschedule.cpu_contraction import tile_of
+from lorien.dialects.metaschedule.cpu_contraction import tiles_of
 from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.vectors import AVX, AVX512, NEON
 from lorien.dialects.metaschedule.workload import candidate_of, native_target, replay, tvm_target
@@ -255,13 +255,13 @@ def test_a_light_kernel_is_not_parallel():
 @pytest.mark.parametrize("vectors", [AVX512, AVX, NEON])
 @pytest.mark.parametrize(("rows", "columns"), [(7, 8), (13, 4), (27, 1), (56, 4), (128, 48), (149, 2), (1, 1)])
 def test_a_tile_fits_the_registers(vectors, rows, columns):
-    tile = tile_of(rows, 1, columns, vectors, vectors.registers)
+    tile = tiles_of(rows, 1, columns, vectors, vectors.registers)[0]
     assert tile.rows * tile.columns + tile.columns < vectors.registers
     assert columns % tile.columns == 0
     assert tile.rows <= rows
 
 
 def test_a_tile_keeps_the_multipliers_busy():
-    tile = tile_of(56, 56, 4, AVX512, AVX512.registers)
+    tile = tiles_of(56, 56, 4, AVX512, AVX512.registers)[0]
     assert tile.rows * tile.columns >= 16
     assert tile.cycles == tile.rows * tile.columns / 2

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 FMA_PER_CYCLE, LOADS_PER_CYCLE = 2.0, 2.0
 FMA_LATENCY_CYCLES = 4.0
-L1_BYTES, L2_BYTES = 32 << 10, 512 << 10
+L1_BYTES = 32 << 10
+L2_BYTES = {16: 1 << 20}
+"""By lanes: CPUs with AVX-512 have twice the cache of others, or more."""
+OTHER_L2_BYTES = 512 << 10
 L2_BYTES_PER_CYCLE, L3_BYTES_PER_CYCLE = 32.0, 12.0
 MOVING_SHARE = 0.2
 """Of the shorter of computing and moving, what the longer one does not hide."""
@@ -39,7 +42,7 @@ SET_BYTES = 4096
 SET_ROWS = 8
 PART_CYCLES = 100.0
 """To begin a part."""
-SMALL_CYCLES = 4e4
+SMALL_CYCLES = 1e4
 """What one core does in less is not given to several: to wake them takes as long."""
 REST_SHARE = 0.93
 """Of its speed, what a tile keeps that does not cut its axis evenly."""
@@ -48,6 +51,8 @@ PACK_ROWS = 16
 WIDE_BYTES = 1024
 """Between the vectors of a column, from which a copy of them pays."""
 FLOAT_BYTES = 4
+TILES, PARTS = 6, 4
+"""Register tiles, and cuts into parts of each, that are worth a try beside the best."""
 _PROBED = 4
 """First values of an axis that tell how an operand lies along it."""
 
@@ -193,8 +198,8 @@ def tile_cycles(rows: int, columns: int) -> float:
     return max(rows * columns / FMA_PER_CYCLE, (rows + columns) / LOADS_PER_CYCLE, FMA_LATENCY_CYCLES)
 
 
-def tile_of(inner: int, outer: int, columns: int, vectors: Vectors, most_rows: int) -> Tile:
-    """The register tile that does most in a cycle; among equals the one that streams least."""
+def tiles_of(inner: int, outer: int, columns: int, vectors: Vectors, most_rows: int) -> list[Tile]:
+    """Register tiles, those first that do most in a cycle; among equals those that stream least."""
 
     def tiles() -> Iterator[Tile]:
         for row, column in itertools.product(range(1, min(inner, most_rows) + 1), divisors(columns)):
@@ -210,7 +215,7 @@ def tile_of(inner: int, outer: int, columns: int, vectors: Vectors, most_rows: i
         done = tile.rows * tile.columns * used * rest / tile.cycles
         return round(done, 1), tile.rows + tile.columns / 2
 
-    return max(tiles(), key=quality)
+    return sorted(tiles(), key=quality, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -237,14 +242,33 @@ class Plan:
     parallel: bool
 
 
-def plan(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> Plan:
-    """Cut a contraction for a number of cores. With ``padded``, each part makes its own share of a padded operand."""
+def plans(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> list[Plan]:
+    """Ways to cut a contraction for a number of cores, the one that promises most first.
+
+    With ``padded``, each part makes its own share of a padded operand.
+    """
     lanes = lanes_of(c.vector.extent, vectors, loaded_once=not c.rows)
     inner, outer = row_extents(c)
+    tiles = tiles_of(inner, outer, column_extent(c, lanes), vectors, most_rows(c, vectors))[:TILES]
+    packed = packs(c)
+    found = [
+        _cuts(c, lanes, tile, vectors, cores, padded=padded, pack=pack)[:count]
+        for count, pack in ((PARTS, packed), (1, not packed))
+        if pack or c.contiguous
+        for tile in tiles
+    ]
+    # The best cut of each tile comes before the second of any.
+    return [plan for cuts in itertools.zip_longest(*found) for plan in cuts if plan is not None]
+
+
+def _cuts(
+    c: Contraction, lanes: int, tile: Tile, vectors: Vectors, cores: int, *, padded: bool, pack: bool
+) -> list[Plan]:
+    """Ways to give the tiles to cores, those first that take the fewest cycles."""
+    inner, outer = row_extents(c)
     columns = column_extent(c, lanes)
-    tile = tile_of(inner, outer, columns, vectors, most_rows(c, vectors))
-    pack = packs(c)
     others = c.products // (c.steps * lanes * inner * outer * columns)
+    l2_bytes = L2_BYTES.get(vectors.lanes, OTHER_L2_BYTES)
     panel_bytes = tile.columns * lanes * FLOAT_BYTES * c.steps
     # Of a row, its share of what all rows read.
     row_bytes = FLOAT_BYTES * math.prod(map(int, c.broadcast.buffer.shape)) / extent((*c.batch, *c.rows))
@@ -258,14 +282,16 @@ def plan(c: Contraction, vectors: Vectors, cores: int, *, padded: bool) -> Plan:
         rows_bytes = row_tiles * tile.rows * row_bytes
         compute = row_tiles * panels * c.steps * tile.cycles
         # Columns are walked outside: a panel of them is read for each tile of rows, all rows for each panel.
-        moved = panels * reading_cycles(panel_bytes, row_tiles) + reading_cycles(rows_bytes, panels)
+        moved = panels * reading_cycles(panel_bytes, row_tiles, l2_bytes) + reading_cycles(rows_bytes, panels, l2_bytes)
         copied = (rows_bytes if padded else 0.0) + (3 * panel_bytes * panels if pack else 0.0)
         each = max(compute, moved) + MOVING_SHARE * min(compute, moved) + copied / (lanes * FLOAT_BYTES)
         return -(-others * row_parts * column_parts // cores) * (each + PART_CYCLES)
 
-    parts = min(itertools.product(divisors(cut_tiles), divisors(column_tiles)), key=cycles)
-    parallel = cores > 1 and others * math.prod(parts) > 1 and cycles(parts) > SMALL_CYCLES
-    return Plan(lanes, tile, *parts, pack, parallel)
+    def plan(parts: tuple[int, int]) -> Plan:
+        parallel = cores > 1 and others * math.prod(parts) > 1 and cycles(parts) > SMALL_CYCLES
+        return Plan(lanes, tile, *parts, pack, parallel)
+
+    return [plan(parts) for parts in sorted(itertools.product(divisors(cut_tiles), divisors(column_tiles)), key=cycles)]
 
 
 def row_extents(c: Contraction) -> tuple[int, int]:
@@ -295,20 +321,21 @@ def packs(c: Contraction) -> bool:
     return not c.contiguous or min(apart, default=0) >= WIDE_BYTES
 
 
-def reading_cycles(size_bytes: float, times: int) -> float:
+def reading_cycles(size_bytes: float, times: int, l2_bytes: int) -> float:
     """To read as many bytes so many times: first from far away, then from the cache that holds them."""
     far = size_bytes / L3_BYTES_PER_CYCLE
-    again = 0.0 if size_bytes <= L1_BYTES else far if size_bytes > L2_BYTES else size_bytes / L2_BYTES_PER_CYCLE
+    again = 0.0 if size_bytes <= L1_BYTES else far if size_bytes > l2_bytes else size_bytes / L2_BYTES_PER_CYCLE
     return far + again * (times - 1)
 
 
 def schedule_contraction(
-    schedule: Schedule, name: str, vectors: Vectors, cores: int, *, fused: bool = True
+    schedule: Schedule, name: str, vectors: Vectors, cores: int, *, fused: bool = True, choice: int = 0
 ) -> set[str]:
     """Schedule a block that is a contraction, the stages that only it reads, and with ``fused`` the one that follows.
 
-    Returns the names of these blocks, empty where it is none. Raises TVM's errors, and leaves the schedule half
-    changed, where it cannot be cut.
+    ``choice`` counts the ways to cut it, the most promising first; past the last it is the last. Returns the names of
+    these blocks, empty where it is none. Raises TVM's errors, and leaves the schedule half changed, where it cannot be
+    cut.
     """
     block = schedule.get_sblock(name)
     c = contraction_of(schedule, block) if is_plain(schedule, block) else None
@@ -321,7 +348,8 @@ def schedule_contraction(
     ]
     consumers = schedule.get_consumers(block)
     epilogue = consumers[0] if fused and len(consumers) == 1 else None
-    cut = plan(c, vectors, cores, padded=bool(producers))
+    ways = plans(c, vectors, cores, padded=bool(producers))
+    cut = ways[min(choice, len(ways) - 1)]
     known = {str(schedule.get(stage).name_hint) for stage in (block, *producers, *([epilogue] if epilogue else []))}
     before = set(block_names(schedule))
     _apply(schedule, block, c, cut, producers, epilogue)

@@ -22,7 +22,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def cpu_schedule(module: tvm.IRModule, target: Target) -> Schedule:
+def cpu_schedules(module: tvm.IRModule, target: Target, count: int) -> list[Schedule]:
+    """The default schedule of a CPU, and others that cut the sum of products in another way.
+
+    At most ``count``, the most promising first; the default one alone where a kernel has no such sum.
+    """
+    from tvm_ffi import structural_hash
+
+    found: dict[int, Schedule] = {}
+    for choice in range(count):
+        schedule = cpu_schedule(module, target, choice)
+        if (program := structural_hash(schedule.mod)) in found:
+            break
+        found[program] = schedule
+    return list(found.values())
+
+
+def cpu_schedule(module: tvm.IRModule, target: Target, choice: int = 0) -> Schedule:
     """A fixed schedule, by rules on the blocks of a kernel. It computes what the module does.
 
     Parameters
@@ -31,6 +47,8 @@ def cpu_schedule(module: tvm.IRModule, target: Target) -> Schedule:
         One function named ``main``, as MetaSchedule extracts it.
     target : Target
         A CPU: its vectors and its cores say how loops are cut. On any other kind the loops stay as written.
+    choice : int
+        Which of the ways to cut a sum of products, the most promising first; past the last it is the last.
 
     Returns
     -------
@@ -63,12 +81,15 @@ def cpu_schedule(module: tvm.IRModule, target: Target) -> Schedule:
     for name in names:
         _inline(schedule, name)
     done: set[str] = set()
-    for name in _reductions(schedule):
-        rule = partial(schedule_contraction, name=name, vectors=vectors, cores=cores)
+    reductions = _reductions(schedule)
+    rows = partial(schedule_rows, vectors=vectors, cores=cores)
+    if len(reductions) > 1:  # of a softmax: all of a row at once, while it is near
+        done |= attempt(partial(rows, names=block_names(schedule)))
+    for name in reductions if not done else ():
+        rule = partial(schedule_contraction, name=name, vectors=vectors, cores=cores, choice=choice)
         done |= attempt(rule) or attempt(partial(rule, fused=False))
-    if not done and _reductions(schedule):
-        names = block_names(schedule)
-        done |= attempt(partial(schedule_rows, names=names, vectors=vectors, cores=cores))
+    if not done and len(reductions) == 1:
+        done |= attempt(partial(rows, names=block_names(schedule)))
     for name in block_names(schedule):
         if name not in done:
             attempt(partial(schedule_stage, name=name, vectors=vectors, cores=cores))

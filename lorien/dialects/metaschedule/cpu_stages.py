@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import SBlockRV
 
-SMALL_BYTES = 1 << 21
+SMALL_BYTES = 1 << 18
 """What a core moves in about the time that it takes to wake another one."""
 RECOMPUTED = 1.5
 """How many times a stage may be computed, at most, when each row computes its own part."""

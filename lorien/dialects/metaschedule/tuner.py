@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
 from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
@@ -39,6 +39,8 @@ ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
 DRAFTS = 64
 """Made before anything is bred, where a model drafts."""
+DEFAULTS, FIRST_DEFAULTS = 32, 8
+"""Schedules of the default one's kind that are made, and those of them that are measured before anything else."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
 TURNS = "bbsbbsbr"
@@ -74,10 +76,10 @@ class Model(Protocol):
 class MetaScheduleSearch:
     """Searches the spaces of many workloads. Implements ``lorien.tune.loop.Strategy``.
 
-    For a CPU the first candidate of a workload is its default schedule, so that tuning is never slower than none. While
-    the model is not ready candidates are random samples, which is what TVM's evolution under its untrained cost
-    model comes to, without the cost of it. Then TVM's mutators breed from random samples, the best measured and the
-    most promising of all bred before, and the model chooses.
+    For a CPU the first candidates of a workload are its default schedule, so that tuning is never slower than none, and
+    others of its kind. While the model is not ready the next are random samples, which is what TVM's evolution under
+    its untrained cost model comes to, without the cost of it. Then TVM's mutators breed from random samples, the best
+    measured and the most promising of all bred before, and the model chooses.
 
     Parameters
     ----------
@@ -155,8 +157,8 @@ class _Search:
         self._spent: set[bytes] = set()
         self._sampled: list[Schedule] = []
         self._bred = False
-        # The search keeps schedules: TVM breeds from this one too, once it was measured.
-        self._first = [cpu_schedule(module_of(workload), target)] if target.kind == "llvm" else []
+        defaults = cpu_schedules(module_of(workload), target, DEFAULTS) if target.kind == "llvm" else []
+        self._first, self._defaults = defaults[:FIRST_DEFAULTS], defaults[FIRST_DEFAULTS:]
         self._strategy = ms.search_strategy.EvolutionarySearch(
             population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
         )
@@ -230,6 +232,9 @@ class _Search:
             return
         if not self._pool and self._draft is not None and (drafts := self._drafts(parents, self._draft)):
             self._keep(self._pool, drafts)
+        if self._defaults:
+            self._keep(self._pool, self._defaults)
+            self._defaults = []
         self._keep(self._samples, parents)
         parents += [schedule for _, schedule in self._elite]
         parents += self._ranked()[: max(0, POPULATION - len(parents))]
