@@ -7,9 +7,10 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import orjson
 from lorien.database import open_database
 from lorien.delivery import SEARCH_S, Deliverer, Source
 from lorien.dialects import open_model_dialect, resolve_target
-from lorien.dialects.base import UNKNOWN_BUILD, naive_of
+from lorien.dialects.base import UNKNOWN_BUILD
 from lorien.dialects.metaschedule.onnx_reference import RUNTIME, evaluator
 from lorien.errors import LorienError, UnknownTarget
 from lorien.files import temporary_folder
@@ -199,9 +200,9 @@ def build(
         Seconds to spend on those, the heaviest first; 0 leaves them to their default schedules. What takes longer is
         ended, a few seconds later where there is nothing to answer with yet.
     check : bool
-        Run the library beside a build of the naive kernels, whose loops are as written, and compare the outputs; those
-        of a small ONNX model also with ONNX Runtime's, or ONNX's reference evaluator's. Needs the target to be this
-        machine.
+        Run the library beside a build of the naive kernels, in the plain layout with loops as written, and compare the
+        outputs; those of a small ONNX model also with ONNX Runtime's, or ONNX's reference evaluator's. Needs the target
+        to be this machine.
     run : bool
         Time it too, beside a build of default schedules.
     allow_code : bool
@@ -246,16 +247,16 @@ def build(
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(stack.enter_context(temporary_folder(".building-", folder)))
         with clock("compile"):
-            _compile(opened, {key: choice.candidate for key, choice in choices.items()}, scratch / LIBRARY)
+            schedules = {key: choice.candidate for key, choice in choices.items()}
+            _linked(partial(opened.build, schedules, scratch / LIBRARY))
         ran = reference = None
         if check or run:
             with clock("check"):
-                naive = naive_of(dialect)
-                _compile(opened, {workload.key: naive for workload in opened.workloads}, scratch / "naive.so")
+                _linked(partial(opened.build_naive, scratch / "naive.so"))
                 default = None
                 if run:
                     default = scratch / "default.so"
-                    _compile(opened, {}, default)
+                    _linked(partial(opened.build, {}, default))
                 ran = run_beside(
                     "metaschedule",
                     resolved,
@@ -307,9 +308,10 @@ def _beside_reference(model: Any, opened: Model, outputs: Path) -> ReferenceRun:
     return run_reference(path, opened.inputs, outputs, REFERENCE_TIMEOUT_S)
 
 
-def _compile(model: Model, schedules: Mapping[str, Candidate], library: Path) -> None:
+def _linked(build: Callable[[], None]) -> None:
+    """Build a library; what its linker raises has a fix."""
     try:
-        model.build(schedules, library)
+        build()
     except LorienError:
         raise
     except Exception as error:  # a linker raises anything

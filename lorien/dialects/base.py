@@ -261,6 +261,12 @@ class Model(Protocol):
         The framework's own runtime loads it. Raises what the compiler raises.
         """
 
+    def build_naive(self, library: Path) -> None:
+        """Write a shared library of the model in the plain layout, with all loops as written.
+
+        It shares as little as possible with what ``build`` makes, whose outputs are compared with it.
+        """
+
 
 @runtime_checkable
 class ModelDialect(LiveDialect, Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def cpu_schedules(module: tvm.IRModule, target: Target, count: int) -> list[Schedule]:
-    """The default schedule of a CPU, and others that cut the sum of products in another way.
+def cpu_schedules(module: tvm.IRModule, target: Target) -> Iterator[Schedule]:
+    """The default schedule of a CPU, and others that cut the sum of products in another way, a few dozen at most.
 
-    At most ``count``, the most promising first; the default one alone where a kernel has no such sum.
+    The most promising come first. On other kinds of target there are none.
     """
     from tvm_ffi import structural_hash
 
-    found: dict[int, Schedule] = {}
-    for choice in range(count):
-        schedule = cpu_schedule(module, target, choice)
+    found: set[int] = set()
+    while target.kind == "llvm":
+        schedule = cpu_schedule(module, target, choice=len(found))
         if (program := structural_hash(schedule.mod)) in found:
-            break
-        found[program] = schedule
-    return list(found.values())
+            return
+        found.add(program)
+        yield schedule
 
 
 def cpu_schedule(module: tvm.IRModule, target: Target, choice: int = 0) -> Schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from lorien.dialects.base import ModelInput
 from lorien.dialects.metaschedule.compile import INPUT_SEED, random_tensor, warm_up
 from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.extract import lower_model, workloads_in
-from lorien.dialects.metaschedule.workload import module_of, replay, schedule_of, tvm_target
+from lorien.dialects.metaschedule.workload import NAIVE, module_of, replay, schedule_of, tvm_target
 from lorien.errors import BadInput
 from lorien.records import Candidate, Layout, Workload
 from lorien.target import Target
@@ -47,7 +48,7 @@ class Network:
 
     def __init__(self, module: tvm.IRModule, target: Target, name: str, layout: Layout = "auto") -> None:
         warm_up(target)
-        self._target = target
+        self._module, self._target, self._name, self._layout = module, target, name, layout
         self.inputs = tuple(_input(param, name) for param in module["main"].params)
         self._lowered = lower_model(module, target, name, layout)
         self.workloads = workloads_in(self._lowered, target, name)
@@ -81,6 +82,14 @@ class Network:
             raise BadInput(_uncompiled(error)) from error
         # Beside the library: TVM's own folder would stay if this process is killed.
         executable.export_library(str(library), workspace_dir=str(library.parent))
+
+    def build_naive(self, library: Path) -> None:
+        """See ``Model``. Where TVM lowers the model in blocks alone, it is the loops of these kernels as written."""
+        plain = self
+        if self._layout != "plain":
+            with suppress(BadInput):
+                plain = Network(self._module, self._target, self._name, "plain")
+        plain.build({workload.key: NAIVE for workload in plain.workloads}, library)
 
     def _trace(self, workload: Workload, candidate: Candidate) -> tvm.s_tir.schedule.Trace | None:
         """The trace to apply to the workload's kernel; None leaves its loops to TVM."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
 from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
@@ -109,6 +111,7 @@ def search(
         probe = PROBE if draft is None else DRAFT_PROBE
         probed = pool.map(lambda island: island.probe(probe, clock), islands)
         samples = [schedule for found in probed for schedule in found]
+        islands[0].weigh(cpu_schedules(module_of(workload), target), clock)
         drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed, clock)
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
@@ -263,6 +266,12 @@ class _Island:
         # Of a handful of schedules more samples find all, and there is nothing to breed.
         self.exhausted = 0 < len(self.found) <= _EXHAUSTED * len(self._first)
         return self._first
+
+    def weigh(self, schedules: Iterable[Schedule], clock: _Clock) -> None:
+        """Score schedules that come from elsewhere, as many as there is time for."""
+        known = self._scores
+        self._weights(list(itertools.takewhile(lambda _: not clock.past(SAMPLING_SHARE), schedules)))
+        self._scores |= known
 
     def evolve(self, population: int, drafts: Sequence[Json], clock: _Clock) -> None:
         """Make a population of drafts, or sample one, and breed from it until its generations or the seconds end."""

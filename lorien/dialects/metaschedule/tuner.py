@@ -39,8 +39,8 @@ ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
 DRAFTS = 64
 """Made before anything is bred, where a model drafts."""
-DEFAULTS, FIRST_DEFAULTS = 32, 8
-"""Schedules of the default one's kind that are made, and those of them that are measured before anything else."""
+FIRST_DEFAULTS = 8
+"""Schedules of the default one's kind that are measured before anything else; others are left to the model."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
 TURNS = "bbsbbsbr"
@@ -157,8 +157,8 @@ class _Search:
         self._spent: set[bytes] = set()
         self._sampled: list[Schedule] = []
         self._bred = False
-        defaults = cpu_schedules(module_of(workload), target, DEFAULTS) if target.kind == "llvm" else []
-        self._first, self._defaults = defaults[:FIRST_DEFAULTS], defaults[FIRST_DEFAULTS:]
+        defaults = cpu_schedules(module_of(workload), target)
+        self._first, self._defaults = list(itertools.islice(defaults, FIRST_DEFAULTS)), list(defaults)
         self._strategy = ms.search_strategy.EvolutionarySearch(
             population_size=POPULATION, init_min_unmeasured=1, genetic_num_iters=GENERATIONS
         )
@@ -236,8 +236,8 @@ class _Search:
             self._keep(self._pool, self._defaults)
             self._defaults = []
         self._keep(self._samples, parents)
-        parents += [schedule for _, schedule in self._elite]
-        parents += self._ranked()[: max(0, POPULATION - len(parents))]
+        promising = [*(schedule for _, schedule in self._elite), *self._ranked()]
+        parents += [schedule for schedule in promising if schedule.trace.decisions][: max(0, POPULATION - len(parents))]
         _ffi_api.SearchStrategyEvolutionarySearchEvolveWithCostModel(self._strategy, parents, 1)
         self._bred, self._sampled = True, []
 
