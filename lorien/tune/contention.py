@@ -190,11 +190,12 @@ class _Load:
     def __init__(self, own: Callable[[], Iterable[int]]) -> None:
         self._own = own
         self._last: _Sample | None = None
-        self._from = self._counted()
+        # The children have done nothing yet. To ask for their numbers waits for the framework, which a child loads.
+        self._from = self._counted(())
 
     def sample(self, *, reset: bool) -> _Sample | None:
         """Of the time since the last one; again the last one while that is too short, None when there is none."""
-        now = self._counted()
+        now = self._counted(tuple(self._own()))
         if now is None or self._from is None:
             return None
         (end_s, all_s, own_s), (begin_s, all_before_s, own_before_s) = now, self._from
@@ -208,11 +209,11 @@ class _Load:
         self._last = _Sample(max(0.0, others_s / seconds), seconds)
         return self._last
 
-    def _counted(self) -> tuple[float, float, float] | None:
+    def _counted(self, children: Iterable[int]) -> tuple[float, float, float] | None:
         """Moment, and CPU seconds until then of all processes on these cores and of ours; None where nothing counts."""
         if not hasattr(os, "sched_getaffinity") or (all_s := busy_s(os.sched_getaffinity(0))) is None:
             return None
-        return time.monotonic(), all_s, sum(process_cpu_s(pid) for pid in (os.getpid(), *self._own()))
+        return time.monotonic(), all_s, sum(process_cpu_s(pid) for pid in (os.getpid(), *children))
 
 
 def _device(target: Target) -> str:

@@ -123,6 +123,20 @@ def test_work_of_others_is_counted_and_ours_is_not(ours: bool) -> None:
         assert ours or contention.others_core_s >= spun_s - 0.05
 
 
+def test_children_are_asked_for_when_they_have_worked() -> None:
+    """To ask for a fork's number waits until the framework is loaded; what that takes is no work of others."""
+    asked = []
+
+    def children() -> list[int]:
+        asked.append(True)
+        return []
+
+    watch = Watch(TARGET, children)
+    assert not asked
+    watch.begin()
+    assert asked
+
+
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(STUB)
