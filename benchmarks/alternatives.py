@@ -1,0 +1,147 @@
+"""Other computations of a 3x3 convolution of stride 1, beside the direct one in blocks.
+
+    python benchmarks/alternatives.py
+
+*Winograd* F(2x2, 3x3) needs 2.25 times fewer multiplications. It is counted here as the least that it can take: the 16
+matrix products, and two copies that move what its transformations of input and output move, without their arithmetic.
+*NHWC* is the convolution on activations NHWC and weights HWIO. Each kernel is measured under the first schedules of the
+default one's kind, and its best latency counts. The weights of all are in their layout beforehand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import harness
+import tvm
+from tvm import te
+
+from lorien.dialects.metaschedule import computations
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.vectors import vectors_of
+from lorien.dialects.metaschedule.workload import candidate_of, module_of, native_target, workload_of
+from lorien.tune.measure import Measurer
+
+if TYPE_CHECKING:
+    from tvm.te import Tensor
+
+# Channels in, channels out, height and width: of resnet50, squeezenet and vgg19.
+SHAPES = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (16, 64, 55), (64, 256, 13), (256, 256, 56))
+TRIED = 8
+OUTPUT_TILE, INPUT_TILE, WINDOW = 2, 4, 3
+
+
+def placeholder(shape: Sequence[int], name: str) -> Tensor:
+    """An input of float32."""
+    return te.placeholder(shape, "float32", name)
+
+
+def direct(channels: int, filters: int, extent: int, lanes: int) -> list[Tensor]:
+    """Inputs and output of the convolution that Lorien lowers to."""
+    data = placeholder((1, channels // lanes, extent, extent, lanes), "data")
+    shape = computations.packed_shape((filters, channels, WINDOW, WINDOW), lanes, lanes)
+    weight = placeholder(shape, "weight")
+    return [data, weight, computations.convolution(data, weight, (1, 1), (1, 1, 1, 1), (1, 1), 1)]
+
+
+def nhwc(channels: int, filters: int, extent: int) -> list[Tensor]:
+    """The same, with the channels of a pixel together."""
+    data = placeholder((1, extent, extent, channels), "data")
+    weight = placeholder((WINDOW, WINDOW, channels, filters), "weight")
+    padded = te.compute(
+        (1, extent + 2, extent + 2, channels),
+        lambda n, y, x, c: te.if_then_else(
+            te.all(y >= 1, y <= extent, x >= 1, x <= extent), data(n, y - 1, x - 1, c), 0.0
+        ),
+        name="pad",
+    )
+    ky, kx = te.reduce_axis((0, WINDOW), "ky"), te.reduce_axis((0, WINDOW), "kx")
+    k = te.reduce_axis((0, channels), "k")
+    out = te.compute(
+        (1, extent, extent, filters),
+        lambda n, y, x, f: te.sum(padded(n, y + ky, x + kx, k) * weight(ky, kx, k, f), axis=[ky, kx, k]),
+        name="conv2d",
+    )
+    return [data, weight, out]
+
+
+def products(channels: int, filters: int, extent: int, lanes: int) -> list[Tensor]:
+    """The products of Winograd's transformed tiles: one for each place of a tile."""
+    places, tiles = INPUT_TILE**2, math.ceil(extent / OUTPUT_TILE) ** 2
+    data = placeholder((places, tiles, channels), "data")
+    weight = placeholder((places, filters // lanes, channels, lanes), "weight")
+    k = te.reduce_axis((0, channels), "k")
+    out = te.compute(
+        (places, filters // lanes, tiles, lanes),
+        lambda p, o, t, i: te.sum(data(p, t, k) * weight(p, o, k, i), axis=k),
+        name="products",
+    )
+    return [data, weight, out]
+
+
+def copies(channels: int, extent: int) -> list[list[Tensor]]:
+    """What reads a picture and writes its tiles, and the reverse: each number of the smaller side counts once."""
+    picture = channels * extent * extent
+    tiles = INPUT_TILE**2 * math.ceil(extent / OUTPUT_TILE) ** 2 * channels
+    small, large = placeholder((picture,), "picture"), placeholder((tiles,), "tiles")
+    grow = te.compute((tiles,), lambda i: small(i % picture) + 1.0, name="grow")
+    share = tiles // picture
+    k = te.reduce_axis((0, share), "k")
+    shrink = te.compute((picture,), lambda i: te.sum(large(k * picture + i), axis=k), name="shrink")
+    return [[small, grow], [large, shrink]]
+
+
+def best_s(measurer: Measurer, tensors: list[Tensor], name: str) -> float:
+    """Best latency of a kernel under the default schedule and its likes."""
+    module = tvm.IRModule({"main": te.create_prim_func(tensors)})
+    workload = workload_of(module, name)
+    schedules = itertools.islice(cpu_schedules(module_of(workload), measurer.target), TRIED)
+    measured = measurer.measure(workload, [candidate_of(schedule) for schedule in schedules])
+    return min(one.latency_s for one in measured if one.latency_s is not None)
+
+
+def main() -> None:
+    """Measure all shapes, print a table, keep the results."""
+    target = native_target()
+    lanes = vectors_of(target).lanes
+    rows: list[dict[str, Any]] = []
+    with Measurer("metaschedule", target) as measurer, measurer.measuring() as contention:
+        for channels, filters, extent in SHAPES:
+            direct_s = best_s(measurer, direct(channels, filters, extent, lanes), "direct")
+            to_tiles, _ = copies(channels, extent)
+            _, from_tiles = copies(filters, extent)
+            parts_s = {
+                "products": best_s(measurer, products(channels, filters, extent, lanes), "products"),
+                "to_tiles": best_s(measurer, to_tiles, "to_tiles"),
+                "from_tiles": best_s(measurer, from_tiles, "from_tiles"),
+            }
+            rows.append(
+                {
+                    "shape": f"{channels} to {filters} at {extent}x{extent}",
+                    "direct_s": direct_s,
+                    "winograd_at_least_s": sum(parts_s.values()),
+                    "winograd_parts_s": parts_s,
+                    "nhwc_s": best_s(measurer, nhwc(channels, filters, extent), "nhwc"),
+                }
+            )
+            print(rows[-1]["shape"], flush=True)
+    columns = ("shape", "direct, us", "Winograd at least, us", "of it products", "NHWC, us")
+    table = [
+        (
+            row["shape"],
+            row["direct_s"] * 1e6,
+            row["winograd_at_least_s"] * 1e6,
+            row["winograd_parts_s"]["products"] * 1e6,
+            row["nhwc_s"] * 1e6,
+        )
+        for row in rows
+    ]
+    print(harness.markdown(columns, table))
+    harness.write_result("alternatives", {"convolutions": rows, **contention.to_json()})
+
+
+if __name__ == "__main__":
+    main()
