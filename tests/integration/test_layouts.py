@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from lorien.dialects.metaschedule.extract import lower, workloads_in
 from lorien.dialects.metaschedule.frontends import load_model
 from lorien.dialects.metaschedule.workload import native_target, require_tvm
+from lorien.target import Target
 from tests.onnx_models import FLOAT, model
 
 require_tvm()
@@ -116,7 +117,21 @@ def normalised_in_steps() -> tuple[Any, int]:
     return g.model([g.op("GlobalAveragePool", twice)], 9), 0
 
 
-CASES = [blocks_alone, blocks_left, normalised_in_steps]
+def heads() -> tuple[Any, int]:
+    """Heads whose channels do not fill a block: they are filled up, unless something reads or counts them."""
+    g = Graph()
+    x = g.op("Relu", g.conv("x", 3, 16))
+    scores = g.op("Sigmoid", g.conv(x, 16, 30, bias=True))  # leaves: 1
+    classes = g.op("Div", g.op("Log", g.op("Exp", g.conv(x, 16, 30, 1))), g.weight(1, 30, 1, 1, low=0.3))
+    classes = g.op("Flatten", g.op("GlobalAveragePool", classes))
+    maps = g.op("MaxPool", g.op("Add", g.conv(x, 16, 30), g.weight(1, 30, 1, 1)), kernel_shape=[2, 2])  # leaves: 2
+    broadcast = g.op("Add", g.conv(x, 16, 30, 1), g.op("Slice", "x", *map(g.constant, ([0], [1], [1]))))  # leaves: 3
+    counted = g.op("Concat", g.conv(x, 16, 30, 1), g.conv(x, 16, 30, 1), axis=1)  # two such would not join
+    read = g.conv(g.op("Relu", g.conv(x, 16, 30)), 30, 16)  # what another convolution reads is not filled up
+    return g.model([scores, classes, maps, broadcast, counted, g.op("GlobalMaxPool", read)], 8), 3
+
+
+CASES = [blocks_alone, blocks_left, normalised_in_steps, heads]
 
 
 @pytest.mark.parametrize("lanes", [16, 8])
@@ -166,3 +181,19 @@ def test_plain_is_what_the_file_has_and_auto_is_made_twice_the_same(case: Any, t
 
     assert keys("auto") == keys("auto")
     assert not set(keys("auto")) >= set(keys("plain"))
+
+
+def test_heads_run_in_whole_vectors(tmp_path: Path) -> None:
+    import tvm
+
+    onnx.save(heads()[0], str(tmp_path / "m.onnx"))
+    target = Target.parse({"kind": "llvm", "mcpu": "skylake-avx512", "num-cores": 2})
+    lowered = lower(load_model(tmp_path / "m.onnx"), target)
+    written = [
+        [int(extent) for extent in function.params[-1].ty.shape]
+        for name, function in lowered.functions_items()
+        if isinstance(function, tvm.tirx.PrimFunc) and "conv2d" in name.name_hint
+    ]
+    filled, plain = [1, 2, 8, 8, 16], [1, 30, 8, 8]
+    assert written.count(filled) == 4, "a few channels fill the second vector"
+    assert written.count(plain) == 2, "what is read by a convolution, or joined to others, is left alone"

@@ -1,8 +1,10 @@
 """Channels in blocks: a pass that lowers convolutions and what stands between them for a CPU's vectors.
 
 Tensors that must have their channels in the same order (what an addition adds, what a concatenation joins) are a set.
-A set that a convolution writes to is blocked, by the longest block that divides the channels of all its tensors. A
-convolution reads what it finds, blocked or NCHW. Any other reader gets the tensor as it was, by a ``layout_transform``.
+A set that a convolution writes to is blocked, by the longest block that divides the channels of all its tensors. Where
+no convolution reads the set, and nothing counts its channels, a few channels are added to fill the last block: heads of
+255 or 1,000 channels. A convolution reads what it finds, blocked or NCHW. Any other reader gets the tensor as it was,
+by a ``layout_transform``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 MIN_BLOCK = 4
 """Channels. Shorter blocks are not worth the vectors."""
+MOST_ADDED = 1 / 8
+"""Of the channels of a tensor, those that may be added to fill a block."""
 TRANSFORM = "layout_transform"
 """What the functions are named by that bring a tensor from one layout to another."""
 
@@ -82,6 +86,7 @@ class _Sets:
         self._parent: dict[Any, Any] = {}
         self._channels: dict[Any, int] = {}
         self._written: set[Any] = set()
+        self._fixed: set[Any] = set()
 
     def root(self, var: Any) -> Any:
         while (parent := self._parent.setdefault(var, var)) is not var:
@@ -93,14 +98,22 @@ class _Sets:
         one, two = self.root(var), self.root(other)
         if one is not two:
             self._parent[two] = one
-            self._channels[one] = math.gcd(self._channels.get(one, 0), self._channels.get(two, 0))
-            if two in self._written:
-                self._written.add(one)
+            self.divide(one, self._channels.get(two, 0))
+            for marked in (self._written, self._fixed):
+                if two in marked:
+                    marked.add(one)
 
     def divide(self, var: Any, channels: int) -> None:
         """Blocks must divide this number of channels."""
         root = self.root(var)
-        self._channels[root] = math.gcd(self._channels.get(root, 0), channels)
+        known = self._channels.get(root, 0)
+        if known and channels and known != channels:
+            self._fixed.add(root)
+        self._channels[root] = math.gcd(known, channels)
+
+    def fix(self, var: Any) -> None:
+        """No channels may be added to the tensor."""
+        self._fixed.add(self.root(var))
 
     def write(self, var: Any) -> None:
         """A convolution writes the tensor."""
@@ -113,9 +126,12 @@ class _Sets:
         root = self.root(var)
         if root not in self._written:
             return None
+        channels = self._channels[root]
+        if root not in self._fixed and _in_whole_blocks(channels, lanes) <= channels * (1 + MOST_ADDED):
+            return lanes
         block = lanes
         while block >= MIN_BLOCK:
-            if self._channels[root] % block == 0:
+            if channels % block == 0:
                 return block
             block //= 2
         return None
@@ -130,6 +146,8 @@ class _Kept:
     """Of the pass, the old call and the block."""
     parts: tuple[int, ...] = ()
     """Channels that blocks must divide beside those of the operands and the result."""
+    counts: bool = False
+    """Whether it depends on the number of channels."""
 
 
 class _Blocking(Rewriting):
@@ -145,6 +163,8 @@ class _Blocking(Rewriting):
         self._plain: dict[Any, Any] = {}
         """The same as it was before, where something reads that."""
         self._transformed: dict[Any, Any] = {}
+        self._made: set[Any] = set()
+        """Variables that a convolution makes, or an operator that takes blocks."""
         for var, value in self._values.items():
             if isinstance(var, relax.DataflowVar):
                 self._analyse(var, value)
@@ -157,6 +177,10 @@ class _Blocking(Rewriting):
             self._sets.divide(var, shape[_CHANNEL])
             self._sets.write(var)
             data = value.args[0]
+            self._sets.fix(data)
+            if int(value.attrs.groups) > 1:
+                self._sets.fix(var)
+            self._made.add(var)
             if _is_depthwise(value):
                 self._sets.divide(data, shape[_CHANNEL])
                 self._sets.join(var, data)
@@ -164,10 +188,15 @@ class _Blocking(Rewriting):
         kept = _kept(value, self._values)
         if kept is None:
             return
+        self._made.add(var)
         for extent in (shape[_CHANNEL], *kept.parts):
             self._sets.divide(var, extent)
+        if kept.counts:
+            self._sets.fix(var)
         for operand in kept.operands:
             extents = shape_of(operand)
+            if operand not in self._made and not _is_constant(operand) and math.prod(extents or ()) != 1:
+                self._sets.fix(var)
             if extents is not None and len(extents) == 4 and extents[_CHANNEL] > 1 and not _is_constant(operand):
                 self._sets.divide(operand, extents[_CHANNEL])
                 self._sets.join(var, operand)
@@ -196,8 +225,6 @@ class _Blocking(Rewriting):
         return DROPPED
 
     def use(self, var: Any) -> Any:
-        from tvm import relax
-
         if var not in self._blocked:
             return None
         if var not in self._plain:
@@ -205,8 +232,10 @@ class _Blocking(Rewriting):
             assert shape is not None  # noqa: S101 (blocked tensors have one)
             made = self._blocked[var]
             # One pixel of all channels has them in the same order either way.
-            one = shape[2] == shape[3] == 1
-            plain = relax.op.reshape(made, shape) if one else self.call(computations.from_blocks, made, name=TRANSFORM)
+            if shape[2] == shape[3] == 1:
+                plain = self._first_channels(made, shape)
+            else:
+                plain = self.call(computations.from_blocks, made, shape[_CHANNEL], name=TRANSFORM)
             self._plain[var] = self.builder.emit(plain)
         return self._plain[var]
 
@@ -264,13 +293,15 @@ class _Blocking(Rewriting):
         if _is_depthwise(call):
             in_block = None
         groups = int(attributes.groups)
+        shape = shape_of(weight) or ()
+        out = _in_whole_blocks(shape[0], block or 1)
         return self.call(
             computations.convolution,
             self.visit(data) if read is None else read,
             self._packed_weight(
                 weight,
-                lambda array: computations.pack_convolution(array, in_block, block),
-                computations.packed_shape(shape_of(weight) or (), in_block, block),
+                lambda array: computations.pack_convolution(_with_channels(array, out), in_block, block),
+                computations.packed_shape((out, *shape[1:]), in_block, block),
             ),
             [int(extent) for extent in attributes.strides],
             [int(extent) for extent in attributes.padding],
@@ -312,7 +343,18 @@ class _Blocking(Rewriting):
 
         reduce = getattr(relax.op, name_of(call))
         made = reduce(self._blocked[call.args[0]], [2, 3], keepdims=False)
-        return relax.op.reshape(self.builder.emit(made), shape_of(call))
+        return self._first_channels(self.builder.emit(made), shape_of(call) or ())
+
+    def _first_channels(self, blocks: Any, shape: tuple[int, ...]) -> Any:
+        """The channels of one pixel as a tensor of this shape (n, c, …), without those that were added."""
+        from tvm import relax
+
+        extents = [int(extent) for extent in blocks.ty.shape]
+        if math.prod(extents) == math.prod(shape):
+            return relax.op.reshape(blocks, shape)
+        flat = self.builder.emit(relax.op.reshape(blocks, (shape[0], math.prod(extents) // shape[0])))
+        first = self.builder.emit(relax.op.strided_slice(flat, [_CHANNEL], [0], [shape[_CHANNEL]]))
+        return relax.op.reshape(first, shape)
 
     def call(self, compute: Callable[..., Any], *arguments: Any, name: str) -> Any:
         """A call of a kernel that computes a tensor expression."""
@@ -347,7 +389,8 @@ def _kept(value: Any, values: Mapping[Any, Any]) -> _Kept | None:
         if None in extents:
             return None
         # What has one channel would be taken for broadcast.
-        return _Kept(tuple(parts.fields), _made_concat, tuple(extent[_CHANNEL] for extent in extents if extent))
+        channels = tuple(extent[_CHANNEL] for extent in extents if extent)
+        return _Kept(tuple(parts.fields), _made_concat, channels, counts=True)
     if name in _REDUCTIONS and _is_spatial(value) and bool(value.attrs.keepdims):
         return _Kept((value.args[0],), _made_reduction)
     if name == "nn.pad":
@@ -394,7 +437,7 @@ def _channels(data: Any, first: int, count: int) -> _Kept:
         read = blocking.blocked(data, block, shape_of(data) or ())
         return relax.op.strided_slice(read, [_CHANNEL], [first // block], [(first + count) // block])
 
-    return _Kept((data,), make, (first, count))
+    return _Kept((data,), make, (first, count), counts=True)
 
 
 def _shuffle(call: Any, values: Mapping[Any, Any]) -> _Kept | None:
@@ -417,7 +460,7 @@ def _shuffle(call: Any, values: Mapping[Any, Any]) -> _Kept | None:
         read = blocking.blocked(data, block, shape)
         return blocking.call(computations.shuffle, read, groups, name="channel_shuffle")
 
-    return _Kept((data,), make)
+    return _Kept((data,), make, counts=True)
 
 
 def _made_unary(blocking: _Blocking, call: Any, block: int) -> Any:
@@ -505,10 +548,24 @@ def _is_constant(expr: Any) -> bool:
     return isinstance(expr, GenericConst)
 
 
+def _in_whole_blocks(channels: int, block: int) -> int:
+    """So many channels that they fill their blocks."""
+    return -(-channels // block) * block
+
+
+def _with_channels(weight: Any, channels: int) -> Any:
+    """Weights OIHW with so many output channels; those that are added are zero."""
+    added = channels - len(weight)
+    return np.pad(weight, ((0, added), (0, 0), (0, 0), (0, 0))) if added else weight
+
+
 def _constant_in_blocks(constant: Any, block: int) -> Any:
     """A constant that is broadcast to (n, c, h, w), as it is broadcast to blocks."""
     array = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
+    if array.shape[_CHANNEL] == 1:
+        return array[..., None]
+    # Ones are harmless to whatever a network does to them; what comes of them is not read.
+    added = _in_whole_blocks(array.shape[_CHANNEL], block) - array.shape[_CHANNEL]
+    array = np.pad(array, ((0, 0), (0, added), (0, 0), (0, 0)), constant_values=1)
     n, c, h, w = array.shape
-    if c == 1:
-        return array.reshape(n, 1, h, w, 1)
     return np.ascontiguousarray(array.reshape(n, c // block, block, h, w).transpose(0, 1, 3, 4, 2))

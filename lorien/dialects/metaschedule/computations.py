@@ -157,13 +157,13 @@ def to_blocks(data: Tensor, block: int) -> Tensor:
     )
 
 
-def from_blocks(data: Tensor) -> Tensor:
-    """(n, c / block, h, w, block) as (n, c, h, w)."""
+def from_blocks(data: Tensor, channels: int) -> Tensor:
+    """The first channels of (n, c / block, h, w, block) as (n, channels, h, w)."""
     from tvm import te
 
-    batch, outer, height, width, block = data.shape
+    batch, _, height, width, block = data.shape
     return te.compute(
-        (batch, outer * block, height, width),
+        (batch, channels, height, width),
         lambda n, c, h, w: data(n, c // block, h, w, c % block),
         name="layout_transform",
     )
