@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lorien.dialects.metaschedule.workload import require_tvm
 
 if TYPE_CHECKING:
+    from lorien.dialects.metaschedule.extract import lower
     from lorien.metaschedule.cost_model import CostModel
     from lorien.metaschedule.database import Database
     from lorien.metaschedule.measure import Builder, Runner
@@ -36,8 +37,9 @@ _EXPORTS = {
     "MeasureConfig": "lorien.tune.measure",
     "Measurer": "lorien.tune.measure",
     "Runner": "lorien.metaschedule.measure",
+    "lower": "lorien.dialects.metaschedule.extract",
 }
-__all__ = ["Builder", "CostModel", "Database", "MeasureConfig", "Measurer", "Runner"]
+__all__ = ["Builder", "CostModel", "Database", "MeasureConfig", "Measurer", "Runner", "lower"]
 
 require_tvm()  # another pair of TVM's packages would crash when it is imported
 

@@ -247,3 +247,25 @@ def test_what_a_cost_model_cannot_use_is_refused(context, tmp_path):
         np.savez(file, features="metaschedule 0", workloads=[], rows=[], latencies_s=[])
     with pytest.raises(SchemaMismatch, match="metaschedule 0"):
         model.load(str(path))
+
+
+def test_lowered_kernels_are_those_that_are_extracted(tmp_path):
+    from tvm import relax
+    from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
+    from lorien.dialects import open_live_dialect
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 16, 8, 8), "float32"))
+    weight = relax.const(np.random.default_rng(0).random((32, 16, 3, 3), np.float32))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            convolved = builder.emit(relax.op.nn.conv2d(x, weight, padding=1))
+            result = builder.emit_output(relax.op.nn.relu(convolved))
+        builder.emit_func_output(result)
+    model, native = tmp_path / "model.json", native_target()
+    model.write_text(tvm.ir.save_json(builder.get()))
+    tasks = extract_tasks(lms.lower(builder.get(), native), tvm_target(native), params={})
+    known = {workload.key for workload in open_live_dialect("metaschedule").extract(model, native)}
+    assert {workload_of(task.dispatched[0], task.task_name).key for task in tasks} == known
+    assert any("NCHWc" in task.task_name for task in tasks)
