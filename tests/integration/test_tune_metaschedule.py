@@ -19,9 +19,10 @@ from tvm import te
 
 from lorien.database import open_database
 from lorien.dialects.metaschedule import MetaScheduleDialect
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
 from lorien.dialects.metaschedule.describe import FEATURES
-from lorien.dialects.metaschedule.tuner import MetaScheduleSearch
-from lorien.dialects.metaschedule.workload import native_target, tvm_target, workload_of
+from lorien.dialects.metaschedule.tuner import FIRST_DEFAULTS, MetaScheduleSearch
+from lorien.dialects.metaschedule.workload import candidate_of, module_of, native_target, tvm_target, workload_of
 from lorien.models.online import FIRST_ROWS, OnlineModel
 from lorien.records import Measurement, Outcome
 from lorien.tune.scheduler import SCHEDULERS
@@ -151,6 +152,16 @@ def test_the_first_batch_of_a_search_that_drafts_is_what_the_drafts_promise():
         (own,) = search._searches.values()
         batches.append(full_vectors(np.stack([own._rows[schedule] for schedule in own._pool.values()])))
     assert batches[1].mean() > batches[0].mean()
+
+
+def test_the_default_schedule_and_its_likes_come_first():
+    workload, target = matmul(256), native_target()
+    likes = [candidate_of(schedule).key for schedule in cpu_schedules(module_of(workload), target)]
+    for model in (None, OnlineModel(None)):
+        search = MetaScheduleSearch(target, model, threads=1, seed=0)
+        first = [candidate.key for candidate in search.ask(workload, 16)]
+        assert first[:FIRST_DEFAULTS] == likes[:FIRST_DEFAULTS]
+        assert not set(first[FIRST_DEFAULTS:]) & set(likes), "then come random samples"
 
 
 def test_a_tiny_space_is_exhausted():

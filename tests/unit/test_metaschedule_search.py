@@ -11,7 +11,8 @@ import pytest
 from lorien.dialects import open_live_dialect
 from lorien.dialects.base import FloatArray
 from lorien.dialects.metaschedule import search as subject
-from lorien.dialects.metaschedule.workload import workload_of
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.workload import candidate_of, module_of, workload_of
 from lorien.errors import BadInput
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
@@ -63,6 +64,10 @@ def relu() -> Workload:
     return workload("relu", a, te.compute(a.shape, lambda *i: tirx.max(a(*i), tirx.const(0, "float32")), name="relu"))
 
 
+def defaults(task: Workload, target: Target) -> set[str]:
+    return {candidate_of(schedule).key for schedule in cpu_schedules(module_of(task), target)}
+
+
 def deep_and_balanced(rows: Features) -> FloatArray:
     """A cost model anyone can check: long reductions in the innermost tile, cores evenly busy."""
     return (rows[:, DEPTH] / 10 + rows[:, BALANCE]).astype(np.float64) / 2
@@ -109,9 +114,22 @@ def test_every_kind_of_operator_has_candidates_that_lower(task: Callable[[], Wor
     assert np.isfinite(EXTRACTOR.extract(task(), found, TARGET)).all()
 
 
-def test_a_space_of_one_has_one_candidate() -> None:
-    for score in (None, deep_and_balanced):
-        assert len(DIALECT.search(relu(), TARGET, 6, score)) == 1
+def test_a_space_of_one_has_one_candidate_beside_the_default() -> None:
+    (only,) = DIALECT.search(relu(), TARGET, 6, None)
+    found = {candidate.key for candidate in DIALECT.search(relu(), TARGET, 6, deep_and_balanced)}
+    assert found == {only.key, *defaults(relu(), TARGET)}
+
+
+def test_the_default_and_its_likes_are_scored_too() -> None:
+    """The sketches' schedules tile axes, which the trace tells; those of the default's kind cut loops as written."""
+    tiled = EXTRACTOR.features.names.index("trace_tiled_spatial_axes")
+    found = DIALECT.search(dense(), TARGET, 40, lambda rows: -rows[:, tiled].astype(np.float64), seed=1)
+    likes = defaults(dense(), TARGET)
+    assert 8 < len(likes) < 40
+    # One of each family is taken before the second of any.
+    assert len(likes & {candidate.key for candidate in found}) > len(likes) / 2
+    gpu = Target.parse({"kind": "cuda", "arch": "sm_80", "max_threads_per_block": 1024})
+    assert not defaults(dense(), gpu)
 
 
 def test_the_budget_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,8 @@ PACK_ROWS = 16
 WIDE_BYTES = 1024
 """Between the vectors of a column, from which a copy of them pays."""
 FLOAT_BYTES = 4
+TILE_FACTORS = "lorien.tile_factors"
+"""Attribute by which the trace tells ``tiles_text``, for those who describe schedules. No kernel keeps it."""
 TILES, PARTS = 6, 4
 """Register tiles, and cuts into parts of each, that are worth a try beside the best."""
 _PROBED = 4
@@ -356,6 +358,33 @@ def schedule_contraction(
     return known | (set(block_names(schedule)) - before)
 
 
+def tiles_text(c: Contraction, cut: Plan) -> str:
+    """Factors of all axes by level, outermost first, spatial axes before sums: ``1,7,1,1;2,16,1,2|64,1``.
+
+    The levels are those of TVM's ``SSRSRS``. Of a spatial axis they are the parts, the tiles of a part, one, the tile.
+    """
+    inner, outer = row_extents(c)
+    levels = {axis.index: [axis.extent, 1, 1, 1] for axis in (*c.batch, *c.rows, *c.columns, c.vector)}
+
+    def cut_axis(axis: Axis, extent: int, parts: int, tile: int, lanes: int = 1) -> None:
+        levels[axis.index] = [parts, -(-extent // (parts * tile)), 1, tile * lanes]
+
+    if c.rows:
+        cut_axis(c.rows[-1], inner, 1 if outer > 1 else cut.row_parts, cut.tile.inner_rows)
+    if len(c.rows) > 1:
+        cut_axis(c.rows[-2], outer, cut.row_parts if outer > 1 else 1, cut.tile.outer_rows)
+    columns = column_extent(c, cut.lanes)
+    if c.vector.extent > cut.lanes:
+        cut_axis(c.vector, columns, cut.column_parts, cut.tile.columns, cut.lanes)
+    else:
+        levels[c.vector.index] = [1, 1, 1, cut.lanes]
+        if c.columns:
+            cut_axis(c.columns[-1], columns, cut.column_parts, cut.tile.columns)
+    spatial = (levels[index] for index in sorted(levels))
+    sums = ([axis.extent, 1] for axis in sorted(c.sums, key=lambda axis: axis.index))
+    return "|".join(";".join(",".join(map(str, factors)) for factors in axes) for axes in (spatial, sums))
+
+
 def _apply(
     schedule: Schedule,
     block: SBlockRV,
@@ -364,6 +393,8 @@ def _apply(
     producers: Sequence[SBlockRV],
     epilogue: SBlockRV | None,
 ) -> None:
+    schedule.annotate(block, TILE_FACTORS, tiles_text(c, cut))
+    schedule.unannotate(block, TILE_FACTORS)
     if epilogue is None:
         epilogue = schedule.cache_write(block, 0, "local")
     else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.metaschedule.cpu_contraction import TILE_FACTORS
 from lorien.dialects.metaschedule.intrin import register_intrinsics
 from lorien.dialects.metaschedule.vectors import Vectors, vectors_of
 from lorien.dialects.metaschedule.workload import module_of, tvm_target
@@ -269,7 +270,8 @@ class Tiling(NamedTuple):
 class Step(NamedTuple):
     """What matters of an instruction of a trace: its kind, what was decided, and the structure it announces.
 
-    Of a split it is the factors, where they are written down and not sampled; None is the factor that is left over.
+    Of a split it is the factors, where they are written down and not sampled; None is the factor that is left over. Of
+    a default schedule's ``TILE_FACTORS`` it is the factors of the spatial and of the reduction axes.
     """
 
     kind: str
@@ -307,6 +309,8 @@ def tiling_of(steps: Iterable[Step]) -> Tiling:
             counts[kind] += 1
         elif kind == "Annotate":
             structure = announced or structure
+        elif kind == TILE_FACTORS:
+            spatial, reduce = decision
         elif kind == "EnterPostproc":
             break
     factored, cached, fused = counts.values()
@@ -362,10 +366,19 @@ def _steps(schedule: Schedule) -> Iterator[Step]:
             yield Step(kind, int(decisions[instruction]))
         elif kind == "Annotate" and instruction.attrs[0] == TILING:
             yield Step(kind, None, str(instruction.inputs[1]))
+        elif kind == "Annotate" and instruction.attrs[0] == TILE_FACTORS:
+            yield Step(TILE_FACTORS, _tiles(str(instruction.inputs[1])))
         elif kind == "Split":
             yield Step(kind, written_factors(instruction.inputs[1:]))
         else:
             yield Step(kind)
+
+
+def _tiles(text: str) -> list[list[list[int]]]:
+    """Factors of the spatial and of the reduction axes, as ``tiles_text`` writes them."""
+    return [
+        [[int(factor) for factor in axis.split(",")] for axis in axes.split(";") if axis] for axes in text.split("|")
+    ]
 
 
 def written_factors(factors: Sequence[Any]) -> list[int | None] | None:
