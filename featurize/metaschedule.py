@@ -12,6 +12,7 @@ import numpy as np
 
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule import logs
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.describe import EARLY, FEATURES, Describer
 from lorien.dialects.metaschedule.workload import DIALECT, module_of, schedule_of
 from lorien.featurize.base import Features, batched
@@ -56,7 +57,7 @@ class MetaScheduleExtractor:
         parts = [np.empty((0, len(FEATURES)), np.float32)]
         for i in range(0, len(candidates), REPLAY_BATCH):
             chunk = candidates[i : i + REPLAY_BATCH]
-            parts.append(describe([_try_replay(workload, c) for c in chunk], [workload] * len(chunk)))
+            parts.append(describe([_try_replay(workload, c, target) for c in chunk], [workload] * len(chunk)))
         return np.concatenate(parts)
 
     def _record_rows(self, records: Sequence[TuningRecord]) -> Features:
@@ -65,7 +66,7 @@ class MetaScheduleExtractor:
         for target in dict.fromkeys(record.target for record in records):
             own = [i for i, record in enumerate(records) if record.target == target]
             describe = _describer(target)
-            schedules = [_try_replay(records[i].workload, records[i].candidate) for i in own]
+            schedules = [_try_replay(records[i].workload, records[i].candidate, target) for i in own]
             rows[own] = describe(schedules, [records[i].workload for i in own])
         return rows
 
@@ -73,9 +74,11 @@ class MetaScheduleExtractor:
 _describer = lru_cache(maxsize=8)(Describer)
 
 
-def _try_replay(workload: Workload, candidate: Candidate) -> Schedule | None:
+def _try_replay(workload: Workload, candidate: Candidate, target: Target) -> Schedule | None:
     """The schedule, or None when its trace does not fit the workload."""
     try:
+        if candidate.schedule is None:
+            return cpu_schedule(module_of(workload), target)
         return schedule_of(workload, candidate)
     except Exception as error:  # a trace is foreign data, and TVM raises what it likes
         logger.debug("a trace does not fit %s: %s", workload.name, error)

@@ -12,8 +12,9 @@ import pytest
 from lorien.dialects import open_dialect
 from lorien.dialects.base import LogInfo, ReadReport
 from lorien.dialects.metaschedule import logs
+from lorien.dialects.metaschedule.cpu_schedule import cpu_schedule
 from lorien.dialects.metaschedule.vectors import vectors_of
-from lorien.dialects.metaschedule.workload import schedule_of
+from lorien.dialects.metaschedule.workload import NAIVE, candidate_of, module_of, schedule_of
 from lorien.errors import BadInput
 from lorien.featurize import open_extractor
 from lorien.featurize.base import Features
@@ -123,11 +124,23 @@ def test_the_main_store_is_the_convolution(convs: list[TuningRecord], rows: Feat
     assert column(rows, "workload_flop")[0] == pytest.approx(np.log2(1 + (convs[0].workload.flop or 0)))
 
 
-def test_the_unscheduled_module_has_a_row(convs: list[TuningRecord]) -> None:
-    row = EXTRACTOR.extract(convs[0].workload, [Candidate(None)], convs[0].target)
+def test_the_naive_kernel_has_a_row(convs: list[TuningRecord]) -> None:
+    row = EXTRACTOR.extract(convs[0].workload, [NAIVE], convs[0].target)
     assert np.isfinite(row).all()
     assert column(row, "main_parallel_loops") == [0]
     assert column(row, "trace_location_first") == [-3]
+
+
+def test_the_default_schedule_has_its_tile(convs: list[TuningRecord]) -> None:
+    """By its trace as well: unrolled loops times a vector are the registers that the sum is held in."""
+    own = convs[0]
+    trace = candidate_of(cpu_schedule(module_of(own.workload), own.target))
+    row = EXTRACTOR.extract(own.workload, [Candidate(None), trace], own.target)
+    assert np.array_equal(row[0], row[1])
+    tile, unrolled = (2 ** np.array(column(row, name)) - 1 for name in ("trace_spatial_tile0", "main_unroll_extent"))
+    lanes = 2 ** np.array(column(row, "main_vectorize_inner")) - 1
+    assert tile == pytest.approx(unrolled * lanes)
+    assert column(row, "trace_tiled_reduce_axes")[0] >= 1
 
 
 def test_what_cannot_be_lowered_is_a_row_of_nan(convs: list[TuningRecord], rows: Features) -> None:
