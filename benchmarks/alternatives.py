@@ -1,4 +1,4 @@
-"""Other computations of a 3x3 convolution of stride 1, beside the direct one in blocks.
+"""Other computations of a 3x3 convolution of stride 1, beside the direct one in blocks; products combined.
 
     python benchmarks/alternatives.py
 
@@ -6,6 +6,9 @@
 matrix products, and two copies that move what its transformations of input and output move, without their arithmetic.
 *NHWC* is the convolution on activations NHWC and weights HWIO. Each kernel is measured under the first schedules of the
 default one's kind, and its best latency counts. The weights of all are in their layout beforehand.
+
+Three products of one tensor (the queries, keys and values of attention) are measured beside one product of it with the
+three weights side by side.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 # Channels in, channels out, height and width: of resnet50, squeezenet and vgg19.
 SHAPES = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (16, 64, 55), (64, 256, 13), (256, 256, 56))
+# Rows, depth and columns of one of three products: BERT-tiny's and BERT-base's.
+PRODUCTS = ((128, 128, 128), (128, 768, 768))
 TRIED = 8
 OUTPUT_TILE, INPUT_TILE, WINDOW = 2, 4, 3
 
@@ -94,6 +99,12 @@ def copies(channels: int, extent: int) -> list[list[Tensor]]:
     return [[small, grow], [large, shrink]]
 
 
+def product(rows: int, depth: int, columns: int, lanes: int) -> list[Tensor]:
+    """Inputs and output of a product with packed weights."""
+    data, weight = placeholder((rows, depth), "data"), placeholder((columns // lanes, depth, lanes), "weight")
+    return [data, weight, computations.product(data, weight)]
+
+
 def best_s(measurer: Measurer, tensors: list[Tensor], name: str) -> float:
     """Best latency of a kernel under the default schedule and its likes."""
     module = tvm.IRModule({"main": te.create_prim_func(tensors)})
@@ -128,6 +139,14 @@ def main() -> None:
                 }
             )
             print(rows[-1]["shape"], flush=True)
+        combined = [
+            {
+                "shape": f"{length} x {depth} times three {depth} x {wide}",
+                "three_s": 3 * best_s(measurer, product(length, depth, wide, lanes), "one"),
+                "combined_s": best_s(measurer, product(length, depth, 3 * wide, lanes), "combined"),
+            }
+            for length, depth, wide in PRODUCTS
+        ]
     columns = ("shape", "direct, us", "Winograd at least, us", "of it products", "NHWC, us")
     table = [
         (
@@ -140,7 +159,9 @@ def main() -> None:
         for row in rows
     ]
     print(harness.markdown(columns, table))
-    harness.write_result("alternatives", {"convolutions": rows, **contention.to_json()})
+    cells = [(one["shape"], one["three_s"] * 1e6, one["combined_s"] * 1e6) for one in combined]
+    print(harness.markdown(("product", "three, us", "combined, us"), cells))
+    harness.write_result("alternatives", {"convolutions": rows, "products": combined, **contention.to_json()})
 
 
 if __name__ == "__main__":
