@@ -38,7 +38,7 @@ from lorien.records import Candidate, Measurement, Outcome, Workload
 from lorien.tune.session import open_session
 
 ROOT = Path(__file__).parents[1]
-NETWORK = ROOT / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+NETWORK = ROOT / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 READERS = (
     "autotvm",
     "auto_scheduler",

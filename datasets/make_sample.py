@@ -1,12 +1,12 @@
 """Make the samples of real logs that ship in this folder, and their manifest.
 
-    python datasets/make_sample.py LOGS
-    python datasets/make_sample.py LOGS --more STORE --host "2 cores of an AMD EPYC (Zen 5)"
+    python datasets/make_sample.py metaschedule STORE... --question WORKLOADS --host "2 cores of an Intel Xeon"
+    python datasets/make_sample.py more STORE... --question WORKLOADS --host "2 cores of an AMD EPYC (Zen 5)"
 
-``LOGS`` is a folder ``<target>/<network>/`` of MetaSchedule JSON databases, each with its ``lorien.json``. Every
-network but squeezenet is copied as it is: squeezenet is what ``make demo`` asks about, so nothing of it may be trained
-on. The sessions of ``STORE``, a log store such as ``tune_more.sh`` writes, go to ``more/`` beside those of other
-machines. A log that shares a workload with squeezenet stops the script.
+A ``STORE`` is a log store that ``lorien tune`` wrote, such as ``tune_networks.sh`` makes for ``metaschedule`` and
+``tune_more.sh`` for ``more``. Each of its sessions is copied, compressed, beside those of other machines. ``WORKLOADS``
+are those of squeezenet, which ``make demo`` asks about: a workload of these is left out, whatever network has it too,
+for a model that was trained on it would know the answer.
 """
 
 from __future__ import annotations
@@ -16,101 +16,87 @@ import gzip
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
+from lorien.cli.workloads import read_workloads
 from lorien.target import Target
 
-QUESTION = "squeezenet"
 LICENCE = "Apache-2.0"
 WORKLOADS = "database_workload.json.gz"
 RECORDS = "database_tuning_record.json.gz"
 HERE = Path(__file__).parent
 
 
-def content(folder: Path, name: str) -> bytes:
-    """A file that may be gzip-compressed."""
-    plain = folder / name.removesuffix(".gz")
-    return plain.read_bytes() if plain.exists() else gzip.decompress((folder / name).read_bytes())
-
-
 def read_lines(folder: Path, name: str) -> list[str]:
-    """Lines of such a file."""
-    return content(folder, name).decode().splitlines()
+    """Lines of a file that may be gzip-compressed."""
+    plain = folder / name.removesuffix(".gz")
+    content = plain.read_bytes() if plain.exists() else gzip.decompress((folder / name).read_bytes())
+    return content.decode().splitlines()
 
 
-def workload_hashes(folder: Path) -> set[str]:
-    """Structural hashes of the workloads of a database folder."""
-    return {json.loads(line)[0] for line in read_lines(folder, WORKLOADS)}
+def write_lines(path: Path, lines: list[str]) -> None:
+    """The same lines are the same bytes, whenever they are written."""
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
 
 
-def copy_network(source: Path, out: Path) -> dict[str, object]:
-    """Copy one database folder; returns its entry in the manifest."""
+def copy_session(source: Path, out: Path, host: str, asked: set[str]) -> dict[str, object] | None:
+    """Copy a session without what is asked about. Gives its entry in the manifest, None when nothing is left."""
+    workloads, records = read_lines(source, WORKLOADS), read_lines(source, RECORDS)
+    measured = {json.loads(line)[0] for line in records}
+    kept = [at for at, line in enumerate(workloads) if at in measured and json.loads(line)[0] not in asked]
+    if not kept:
+        return None
+    place = {at: index for index, at in enumerate(kept)}
+    lines = []
+    for line in records:
+        at, record = json.loads(line)
+        if at in place:
+            lines.append(json.dumps([place[at], record], separators=(",", ":")))
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    for name in (WORKLOADS, RECORDS, "lorien.json"):
-        shutil.copyfile(source / name, out / name)
-    about = json.loads((source / "lorien.json").read_text())
-    return entry(out, {name: about[name] for name in ("target", "host", "framework", "network", "model")})
-
-
-def copy_session(source: Path, out: Path, host: str) -> dict[str, object]:
-    """Copy one session of ``lorien tune``, compressed; returns its entry in the manifest."""
-    out.mkdir(parents=True)
-    for name in (WORKLOADS, RECORDS):
-        (out / name).write_bytes(gzip.compress(content(source, name), mtime=0))
+    write_lines(out / WORKLOADS, [workloads[at] for at in kept])
+    write_lines(out / RECORDS, lines)
     about = json.loads((source / "lorien.json").read_text())
     # The definitions are in the workload file already; the machine's own name tells a reader nothing.
-    kept = {name: about[name] for name in ("dialect", "target", "framework", "network", "started_s", "tasks")}
-    (out / "lorien.json").write_text(json.dumps({**kept, "host": host}) + "\n")
-    networks = sorted({network for task in about["tasks"] for network in task["networks"]})
-    return entry(out, {"target": about["target"], "host": host, "framework": about["framework"], "networks": networks})
-
-
-def entry(out: Path, about: dict[str, object]) -> dict[str, object]:
-    """What the manifest says of a folder that was copied."""
-    records = read_lines(out, RECORDS)
+    names = ("dialect", "target", "framework", "network", "started_s")
+    tasks = [about["tasks"][at] for at in kept]
+    (out / "lorien.json").write_text(json.dumps({**{n: about[n] for n in names}, "tasks": tasks, "host": host}) + "\n")
     return {
         "path": out.relative_to(HERE).as_posix(),
         "dialect": "metaschedule",
-        **about,
+        "target": about["target"],
+        "host": host,
+        "framework": about["framework"],
+        "networks": sorted({network for task in tasks for network in task["networks"]}),
         "source": "measured for Lorien",
         "licence": LICENCE,
-        # Of those that have a record: a run cut short leaves workloads that were never measured.
-        "workloads": len({json.loads(line)[0] for line in records}),
-        "records": len(records),
+        "workloads": len(kept),
+        "records": len(lines),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.iterdir())},
     }
 
 
 def main() -> None:
-    """Write ``metaschedule/``, ``more/`` where asked for, and ``manifest.json`` beside this file."""
+    """Copy the sessions, and bring ``manifest.json`` beside this file up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", type=Path)
-    parser.add_argument("--more", type=Path, metavar="STORE")
-    parser.add_argument("--host", default="unknown", help="the machine that STORE was measured on, for people")
+    parser.add_argument("part", choices=("metaschedule", "more"))
+    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
+    parser.add_argument("--question", type=Path, required=True, metavar="WORKLOADS")
+    parser.add_argument("--host", required=True, help="the machine that they were measured on, for people")
     arguments = parser.parse_args()
-    shutil.rmtree(HERE / "metaschedule", ignore_errors=True)
+    asked = {workload.identity[1] for workload in read_workloads(arguments.question)}
     entries = []
-    asked: set[str] = set()
-    for target in sorted(path for path in arguments.logs.iterdir() if path.is_dir()):
-        asked |= workload_hashes(target / QUESTION)
-        for network in sorted(path for path in target.iterdir() if path.is_dir() and path.name != QUESTION):
-            if asked & workload_hashes(network):
-                sys.exit(f"{network} shares a workload with {QUESTION}: training on it would leak")
-            entries.append(copy_network(network, HERE / "metaschedule" / target.name / network.name))
-    sessions = sorted((arguments.more / "sessions").iterdir()) if arguments.more else []
-    for session in sessions:
-        if asked & workload_hashes(session):
-            sys.exit(f"{session} shares a workload with {QUESTION}: training on it would leak")
-        about = json.loads((session / "lorien.json").read_text())
-        out = HERE / "more" / Target.parse(about["target"]).key / session.name.rpartition("-")[2]
-        shutil.rmtree(out, ignore_errors=True)
-        entries.append(copy_session(session, out, arguments.host))
+    for session in sorted(path for store in arguments.stores for path in (store / "sessions").iterdir()):
+        network, _, digest = session.name.rpartition("-")
+        target = Target.parse(json.loads((session / "lorien.json").read_text())["target"])
+        name = network if arguments.part == "metaschedule" else digest
+        if entry := copy_session(session, HERE / arguments.part / target.key / name, arguments.host, asked):
+            entries.append(entry)
     paths = {entry["path"] for entry in entries}
     known = json.loads((HERE / "manifest.json").read_text())["logs"]
-    entries += [entry for entry in known if entry["path"].startswith("more/") and entry["path"] not in paths]
+    entries += [entry for entry in known if entry["path"] not in paths and (HERE / entry["path"]).exists()]
     entries.sort(key=lambda entry: str(entry["path"]))
-    manifest = {"version": 1, "made_by": "python datasets/make_sample.py LOGS --more STORE", "logs": entries}
+    manifest = {"version": 1, "made_by": "python datasets/make_sample.py", "logs": entries}
     (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-SHIPPED = Path(__file__).parents[1] / "datasets" / "metaschedule" / "llvm_znver4_2"
+SHIPPED = Path(__file__).parents[1] / "datasets" / "plain" / "llvm_znver4_2"
 
 
 def cut_short(folder: Path, networks: Mapping[str, int], records: int) -> None:

@@ -19,7 +19,7 @@ from lorien.target import Target
 from lorien.testing.live_suite import *  # noqa: F403
 from lorien.testing.log_suite import *  # noqa: F403
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 
 
 def autotvm_log(folder: Path) -> Path:

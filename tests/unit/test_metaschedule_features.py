@@ -21,7 +21,7 @@ from lorien.featurize.base import Features
 from lorien.records import Candidate, TuningRecord, Workload
 from lorien.target import Target
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 GOLDEN = Path(__file__).parents[1] / "golden/metaschedule_features.json"
 EXTRACTOR = open_extractor("metaschedule")
 NO_SUCH_BLOCK = [[["GetSBlock", [], ["nobody", "main"], ["b0"]]], []]

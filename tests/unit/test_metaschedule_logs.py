@@ -18,7 +18,7 @@ from lorien.errors import MissingExtra, UnreadableLog
 from lorien.records import Outcome, TuningRecord
 from lorien.target import Target
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 TARGET = Target.parse("llvm -mcpu=znver4 -num-cores=2")
 OLD_MODULE = base64.b64encode(bytes(8) + b'{"root": 1, "nodes": []}').decode()
 

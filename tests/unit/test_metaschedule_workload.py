@@ -17,7 +17,7 @@ from lorien.errors import BadInput, MissingExtra, VersionClash
 from lorien.records import Candidate, TuningRecord, Workload
 from lorien.target import Target
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 GOLDEN = Path(__file__).parents[1] / "golden/metaschedule_keys.json"
 
 

@@ -34,7 +34,7 @@ from lorien.target import Target
 from lorien.tune.jobs import open_job_session
 from lorien.tune.session import Session
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2"
 STUB = Path(__file__).parent / "stub_dialect"
 TARGET = Target.parse("llvm -mcpu=znver4 -num-cores=2")
 SHARDS = 3

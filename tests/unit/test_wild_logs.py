@@ -36,7 +36,7 @@ from lorien.records import TuningRecord
 from lorien.report.sources import Report, gather, source_of
 from lorien.target import Target
 
-SAMPLE = Path(__file__).parents[2] / "datasets/metaschedule/llvm_znver4_2/bvlc_alexnet"
+SAMPLE = Path(__file__).parents[2] / "datasets/plain/llvm_znver4_2/bvlc_alexnet"
 MakeLog = Callable[..., Path]
 Line = Callable[..., str]
 OTHER_DEVICE = "ext_dev -keys=vta,cpu -device=vta"
