@@ -6,7 +6,6 @@
 # Takes an idle machine for some 20 minutes on two cores; whatever stops it, the same command goes on. squeezenet is what
 # the demo asks about: a workload of it is left out.
 set -eu
-here=$(dirname "$0")
 out=$1
 each=${2:-32}
 mkdir -p "$out"

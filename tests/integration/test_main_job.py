@@ -70,15 +70,16 @@ def test_an_unseen_workload_gets_a_verified_schedule_and_then_a_database_hit(job
     rank = ["rank", job / "workloads.jsonl", "--models", job / "models", "--top-k", "4", "--search-s", "3"]
     rank += ["--verify", "--db", f"sqlite:///{tmp_path / 's.db'}"]
     (answer,) = result(*rank)["workloads"]
-    # The default schedule is near the best: whichever of both is faster is the answer.
-    assert answer["source"] in ("ranked", "default")
     assert answer["candidates"] >= 4
     assert len(answer["top_k"]) == 4
     scores = [trial["score"] for trial in answer["top_k"]]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
     latencies = [trial["latency_s"] for trial in answer["top_k"] if trial["latency_s"]]
-    assert answer["best_latency_s"] == min(*latencies, answer["default_latency_s"])
+    # The default schedule is near the best, and is the answer where it is faster than all that were ranked.
+    fastest_s, default_s = min(latencies), answer["default_latency_s"]
+    assert answer["source"] == ("ranked" if fastest_s < default_s else "default")
+    assert answer["best_latency_s"] == min(fastest_s, default_s)
     assert answer["rank1_latency_s"] == answer["top_k"][0]["latency_s"]
 
     (hit,) = result(*rank)["workloads"]

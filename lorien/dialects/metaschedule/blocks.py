@@ -23,6 +23,7 @@ from lorien.dialects.metaschedule.rewriter import (
     Rewriting,
     bindings,
     is_float32,
+    is_nchw_convolution,
     name_of,
     rewrite,
     shape_of,
@@ -270,18 +271,16 @@ class _Blocking(Rewriting):
 
     def _is_convolution(self, value: Any) -> bool:
         """A convolution in two dimensions with weights that can be packed."""
-        if name_of(value) != "nn.conv2d":
-            return False
-        attributes, weight = value.attrs, value.args[1]
-        layouts = (str(attributes.data_layout), str(attributes.kernel_layout), str(attributes.out_layout))
         return (
-            layouts == ("NCHW", "OIHW", "NCHW")
-            and is_float32(value)
+            is_nchw_convolution(value)
             and is_float32(value.args[0])
             and shape_of(value) is not None
             and shape_of(value.args[0]) is not None
-            and (_is_constant(weight) or weight in self._filled)
+            and self._can_be_packed(value.args[1])
         )
+
+    def _can_be_packed(self, weight: Any) -> bool:
+        return _is_constant(weight) or weight in self._filled
 
     def _convolution(self, call: Any, block: int | None) -> Any:
         data, weight = call.args
@@ -319,7 +318,7 @@ class _Blocking(Rewriting):
         block = self._lanes
         while block >= MIN_BLOCK and shape[1] % block:
             block //= 2
-        if block < MIN_BLOCK or not (_is_constant(weight) or weight in self._filled):
+        if block < MIN_BLOCK or not self._can_be_packed(weight):
             return None
         packed = self._packed_weight(
             weight,

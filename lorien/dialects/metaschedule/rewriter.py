@@ -127,3 +127,11 @@ def shape_of_type(kind: Any) -> tuple[int, ...] | None:
 def is_float32(expr: Any) -> bool:
     """Whether an expression is a tensor of float32."""
     return str(getattr(expr.ty, "dtype", "")) == "float32"
+
+
+def is_nchw_convolution(value: Any) -> bool:
+    """Whether a value is a float32 convolution in two dimensions, in the layouts NCHW and OIHW."""
+    if name_of(value) != "nn.conv2d" or not is_float32(value):
+        return False
+    layouts = (value.attrs.data_layout, value.attrs.kernel_layout, value.attrs.out_layout)
+    return tuple(map(str, layouts)) == ("NCHW", "OIHW", "NCHW")

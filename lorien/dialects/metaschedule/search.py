@@ -269,8 +269,12 @@ class _Island:
 
     def weigh(self, schedules: Iterable[Schedule], clock: _Clock) -> None:
         """Score schedules that come from elsewhere, as many as there is time for."""
+        self._score_beside(list(itertools.takewhile(lambda _: not clock.past(SAMPLING_SHARE), schedules)))
+
+    def _score_beside(self, schedules: Sequence[Schedule]) -> None:
+        """Score schedules of the same generation as those scored before."""
         known = self._scores
-        self._weights(list(itertools.takewhile(lambda _: not clock.past(SAMPLING_SHARE), schedules)))
+        self._weights(schedules)
         self._scores |= known
 
     def evolve(self, population: int, drafts: Sequence[Json], clock: _Clock) -> None:
@@ -321,9 +325,7 @@ class _Island:
             for trace in drafts[at : at + CHUNK]:
                 schedule = None if made and clock.past(MAKING_SHARE) else self._space.make(trace)
                 made += [schedule] if schedule is not None else []
-            known = self._scores
-            self._weights(made)
-            self._scores |= known
+            self._score_beside(made)
             found += made
         return found
 

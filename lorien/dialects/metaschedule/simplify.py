@@ -24,6 +24,7 @@ from lorien.dialects.metaschedule.rewriter import (
     Rewriting,
     bindings,
     is_float32,
+    is_nchw_convolution,
     name_of,
     rewrite,
     shape_of,
@@ -135,7 +136,7 @@ class _Simplification(Rewriting):
         if constant is not None:
             self._known[var] = constant
             return DROPPED
-        if name == "nn.conv2d" and self._folds_into(value):
+        if is_nchw_convolution(value) and self._has_weights(value.args[1]):
             self._affine[var] = _Affine(value, 4)
             return DROPPED
         if name in _AFFINE:
@@ -194,15 +195,8 @@ class _Simplification(Rewriting):
             return self._affine.pop(expr)
         return _Affine(self.visit(expr), rank)
 
-    def _folds_into(self, convolution: Any) -> bool:
-        attributes = convolution.attrs
-        weight = convolution.args[1]
-        plain = (str(attributes.data_layout), str(attributes.kernel_layout), str(attributes.out_layout))
-        return (
-            plain == ("NCHW", "OIHW", "NCHW")
-            and is_float32(convolution)
-            and (weight in self._filled or self._constant(weight) is not None)
-        )
+    def _has_weights(self, weight: Any) -> bool:
+        return weight in self._filled or self._constant(weight) is not None
 
     def _written(self, affine: _Affine) -> Any:
         """The operators that scaled and shifted channels amount to."""
