@@ -80,6 +80,16 @@ def transformations(module: tvm.IRModule) -> int:
     )
 
 
+def longest_block(channels: int, longest: int) -> int | None:
+    """The longest block that divides so many channels: ``longest``, its half, its quarter. None where none does."""
+    block = longest
+    while block >= MIN_BLOCK:
+        if channels % block == 0:
+            return block
+        block //= 2
+    return None
+
+
 class _Sets:
     """Tensors that have their channels in the same order, in sets (union-find)."""
 
@@ -130,12 +140,7 @@ class _Sets:
         channels = self._channels[root]
         if root not in self._fixed and _in_whole_blocks(channels, lanes) <= channels * (1 + MOST_ADDED):
             return lanes
-        block = lanes
-        while block >= MIN_BLOCK:
-            if channels % block == 0:
-                return block
-            block //= 2
-        return None
+        return longest_block(channels, lanes)
 
 
 @dataclass(frozen=True)
@@ -315,10 +320,8 @@ class _Blocking(Rewriting):
         rows, shape = shape_of(data), shape_of(weight)
         if rows is None or shape is None or len(shape) != 2 or len(rows) < 2 or not is_float32(call):
             return None
-        block = self._lanes
-        while block >= MIN_BLOCK and shape[1] % block:
-            block //= 2
-        if block < MIN_BLOCK or not self._can_be_packed(weight):
+        block = longest_block(shape[1], self._lanes)
+        if block is None or not self._can_be_packed(weight):
             return None
         packed = self._packed_weight(
             weight,

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lorien.dialects.metaschedule import computations
-from lorien.dialects.metaschedule.blocks import MIN_BLOCK
+from lorien.dialects.metaschedule.blocks import longest_block
 from lorien.dialects.metaschedule.extract import fused_kernels
 from lorien.dialects.metaschedule.vector_math import ELEMENTWISE, block_name
 from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
@@ -224,12 +224,7 @@ class _Block:
 
     def at(self, channels: int) -> int | None:
         """Channels of a block; None where no block fits, and the channels stay as they are."""
-        block = self.longest or 0
-        while block >= MIN_BLOCK:
-            if channels % block == 0:
-                return block
-            block //= 2
-        return None
+        return None if self.longest is None else longest_block(channels, self.longest)
 
 
 def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
