@@ -106,7 +106,7 @@ def product(rows: int, depth: int, columns: int, lanes: int) -> list[Tensor]:
 
 
 def best_s(measurer: Measurer, tensors: list[Tensor], name: str) -> float:
-    """Best latency of a kernel under the default schedule and its likes."""
+    """Best latency of a kernel under the default schedule and others of its kind."""
     module = tvm.IRModule({"main": te.create_prim_func(tensors)})
     workload = workload_of(module, name)
     schedules = itertools.islice(cpu_schedules(module_of(workload), measurer.target), TRIED)
