@@ -18,6 +18,7 @@ from lorien.database import open_database
 from lorien.delivery import Deliverer
 from lorien.records import Candidate, Workload
 from lorien.target import Target
+from lorien.tune.contention import Watch
 from lorien.tune.loop import TuneConfig, tune
 from lorien.tune.measure import MeasureConfig, Measurer
 from lorien.tune.session import Session, open_session
@@ -74,6 +75,13 @@ def test_tuning_goes_on_past_candidates_that_crash_hang_and_fail(tmp_path, measu
         assert session.outcomes["crash"] == 1
 
 
+@pytest.fixture
+def undisturbed(monkeypatch):
+    """What the other tests do meanwhile does not count: test_remeasure.py has the runs that are disturbed."""
+    monkeypatch.setattr(Watch, "ran", lambda self: (False, None))
+
+
+@pytest.mark.usefixtures("undisturbed")
 def test_slow_candidates_are_stopped_and_the_log_says_so(tmp_path, measurer):
     with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
         tune(session, Listed([{"run": 0.1}, {"run": 0.12}, {"run": 0.3}]), measurer, TuneConfig(3, batch=1))
@@ -115,6 +123,7 @@ def test_a_run_that_lies_once_is_not_believed(tmp_path, measurer, batch, place):
     assert [len(measurement.latencies_s) for measurement in measured.values()] == [3, 3, 3]
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_a_great_improvement_is_measured_twice_and_believed(tmp_path, measurer):
     with Session.create(tmp_path / "s", WORKLOADS[:1], TARGET) as session:
         schedules = [{"run": 0.1}, {"run": 0.09}, {"run": 0.01}, {"run": 0.0099}]

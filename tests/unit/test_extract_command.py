@@ -68,7 +68,9 @@ def test_a_model_that_surprises_is_an_error_of_its_own(tmp_path: Path, monkeypat
         raise KeyError("num_heads")
 
     monkeypatch.setattr(MetaScheduleDialect, "extract", surprised)
-    workloads, error, records = workloads_and_log("metaschedule", Path("odd.onnx"), "odd", Target("llvm"), {}, False)
+    workloads, error, records = workloads_and_log(
+        "metaschedule", Path("odd.onnx"), "odd", Target("llvm"), {}, {"allow_code": False}
+    )
     assert "odd.onnx cannot be read, and Lorien did not expect why (KeyError)" in str(error)
     assert (workloads, [record.getMessage() for record in records]) == ([], [f"it is {tmp_path}"])
 
