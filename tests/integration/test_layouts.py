@@ -197,3 +197,23 @@ def test_heads_run_in_whole_vectors(tmp_path: Path) -> None:
     filled, plain = [1, 2, 8, 8, 16], [1, 30, 8, 8]
     assert written.count(filled) == 4, "a few channels fill the second vector"
     assert written.count(plain) == 2, "what is read by a convolution, or joined to others, is left alone"
+
+
+def test_numbers_of_64_bits_keep_their_width(tmp_path: Path) -> None:
+    from tvm import relax, runtime
+    from tvm.runtime import cpu
+
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.random((6, 4, 3, 3)), "b": rng.random(6), "shape": np.array([1, 96])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Reshape", ["r", "shape"], ["y"]),
+    ]
+    proto = model(nodes, {"x": (onnx.TensorProto.DOUBLE, (1, 4, 6, 6))}, ["y"], weights)
+    onnx.save(proto, str(tmp_path / "m.onnx"))
+    lowered = lower(load_model(tmp_path / "m.onnx"), native_target())
+    machine = relax.VirtualMachine(relax.build(lowered, target="llvm"), cpu())
+    x = rng.random((1, 4, 6, 6))
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_allclose(machine["main"](runtime.tensor(x)).numpy(), expected, rtol=1e-12)

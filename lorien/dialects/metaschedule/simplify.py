@@ -106,7 +106,8 @@ class _Simplification(Rewriting):
         from tvm import relax
 
         if var in self._known:
-            return relax.const(np.ascontiguousarray(self._known[var]))
+            known = np.ascontiguousarray(self._known[var])
+            return relax.const(known, str(known.dtype))  # without a dtype, TVM halves the width of 64 bits
         if var in self._same:
             return self.visit(self._same[var])
         affine = self._affine.pop(var, None)
