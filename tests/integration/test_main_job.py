@@ -46,16 +46,16 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def conv_model(path: Path) -> None:
-    """A convolution with bias and ReLU, as exporters write it."""
+    """A convolution with bias and ReLU, as exporters write it. In float64 the default is bad: a search pays."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     def value(name: str, shape: list[int]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape)
 
-    weight = numpy_helper.from_array(np.ones((32, 16, 3, 3), np.float32), "w")
-    bias = numpy_helper.from_array(np.ones(32, np.float32), "b")
+    weight = numpy_helper.from_array(np.ones((32, 16, 3, 3), np.float64), "w")
+    bias = numpy_helper.from_array(np.ones(32, np.float64), "b")
     nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["y"]),
@@ -70,17 +70,16 @@ def test_an_unseen_workload_gets_a_verified_schedule_and_then_a_database_hit(job
     rank = ["rank", job / "workloads.jsonl", "--models", job / "models", "--top-k", "4", "--search-s", "3"]
     rank += ["--verify", "--db", f"sqlite:///{tmp_path / 's.db'}"]
     (answer,) = result(*rank)["workloads"]
+    assert answer["source"] == "ranked"
     assert answer["candidates"] >= 4
     assert len(answer["top_k"]) == 4
     scores = [trial["score"] for trial in answer["top_k"]]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
     latencies = [trial["latency_s"] for trial in answer["top_k"] if trial["latency_s"]]
-    # The default schedule is near the best, and is the answer where it is faster than all that were ranked.
-    fastest_s, default_s = min(latencies), answer["default_latency_s"]
-    assert answer["source"] == ("ranked" if fastest_s < default_s else "default")
-    assert answer["best_latency_s"] == min(fastest_s, default_s)
+    assert answer["best_latency_s"] == min(latencies)
     assert answer["rank1_latency_s"] == answer["top_k"][0]["latency_s"]
+    assert answer["best_latency_s"] < answer["default_latency_s"]
 
     (hit,) = result(*rank)["workloads"]
     assert hit["source"] == "database"
@@ -186,11 +185,10 @@ def test_the_service_delivers_what_it_ranked_and_verified(job: Path, tmp_path: P
                 with pytest.raises(NotAllowed, match=f"verifies for {target.key} only"):
                     client.deliver(workload, resolve_target("llvm -mcpu=other"))
                 answer = client.deliver(workload, target, top_k=2)
+                assert answer.source is Source.RANKED
                 assert len(answer.trials) == 2
                 times = [trial.measurement.latency_s for trial in answer.trials if trial.measurement]
-                fastest_s, default_s = min(filter(None, times)), answer.default_latency_s or 0
-                assert answer.source is (Source.RANKED if fastest_s < default_s else Source.DEFAULT)
-                assert answer.latency_s == min(fastest_s, default_s)
+                assert answer.latency_s == min(filter(None, times)) < (answer.default_latency_s or 0)
                 hit = client.deliver(workload, target)
                 assert (hit.source, hit.candidate.schedule) == (Source.DATABASE, answer.candidate.schedule)
                 candidates = [*(trial.candidate for trial in answer.trials), Candidate([["no trace"]])]
@@ -209,7 +207,7 @@ def test_a_model_is_built_with_schedules_ranked_now_and_then_from_the_database(j
     with open_database(str(tmp_path / "s.db")) as database:
         database.put(TuningRecord(workload, resolve_target("native"), nothing, measurement, framework))
     build = ["build", job / "net.onnx", "--db", tmp_path / "s.db", "--models", job / "models", "--run"]
-    first = result(*build, "--budget", "6", "-o", tmp_path / "first")
+    first = result(*build, "--budget", "15", "-o", tmp_path / "first")
     (ranked,) = first["workloads"]
     assert ranked["source"] == "ranked"  # what does not replay is not asked for again
     assert ranked["why"].startswith("the record does not replay")
