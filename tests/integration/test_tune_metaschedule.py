@@ -139,18 +139,19 @@ def test_the_search_learns_and_never_offers_a_candidate_twice():
 
 
 def test_the_first_batch_of_a_search_that_drafts_is_what_the_drafts_promise():
-    fill = [feature.name for feature in FEATURES].index("trace_fill_full")
+    # Vectors are full in every schedule where the last axis is whole vectors; how deep the innermost sum is differs.
+    depth = [feature.name for feature in FEATURES].index("trace_reduce_tile0")
 
-    def full_vectors(rows):
-        return rows[:, fill].astype(float)
+    def deep_sums(rows):
+        return rows[:, depth].astype(float)
 
     workload, target = matmul(96), native_target()
     batches = []
-    for hints in ({}, {"draft": full_vectors}):
+    for hints in ({}, {"draft": deep_sums}):
         search = MetaScheduleSearch(target, OnlineModel(lambda rows: np.zeros(len(rows))), threads=1, seed=0, **hints)
         search.prepare(workload, 16)
         (own,) = search._searches.values()
-        batches.append(full_vectors(np.stack([own._rows[schedule] for schedule in own._pool.values()])))
+        batches.append(deep_sums(np.stack([own._rows[schedule] for schedule in own._pool.values()])))
     assert batches[1].mean() > batches[0].mean()
 
 

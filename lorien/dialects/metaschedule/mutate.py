@@ -5,7 +5,7 @@ off its blocks (convolution, matrix product or pooling, then element-wise steps)
 models are. Only where that gives the very same kernel at unchanged sizes is the reading trusted with other sizes.
 
 Where a tensor has its channels in blocks, it has the block there that the layout ``auto`` gives the other number of
-channels. ``_Block`` is the rule.
+channels. ``_Block`` is the rule. It knows of no model: no channels are added, as ``auto`` adds them to some heads.
 """
 
 from __future__ import annotations
