@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorien.dialects.metaschedule import computations
+from lorien.dialects.metaschedule import computations, winograd
 from lorien.dialects.metaschedule.limits import filled_weights
 from lorien.dialects.metaschedule.rewriter import (
     DROPPED,
@@ -88,6 +89,15 @@ def longest_block(channels: int, longest: int) -> int | None:
             return block
         block //= 2
     return None
+
+
+class _Pattern(IntEnum):
+    """How TVM may fuse a kernel, by its numbers."""
+
+    OUT_ELEMENTWISE_FUSABLE = 4
+    """With elementwise steps that follow, and nothing else."""
+    OPAQUE = 8
+    """With nothing."""
 
 
 class _Sets:
@@ -299,6 +309,8 @@ class _Blocking(Rewriting):
         groups = int(attributes.groups)
         shape = shape_of(weight) or ()
         out = _in_whole_blocks(shape[0], block or 1)
+        if read is not None and block is not None and (side := _winograd_side(call)) is not None:
+            return self._winograd(call, read, side, block, out)
         return self.call(
             computations.convolution,
             self.visit(data) if read is None else read,
@@ -312,6 +324,31 @@ class _Blocking(Rewriting):
             [int(extent) for extent in attributes.dilation],
             groups,
             name=f"{'depthwise_' * _is_depthwise(call)}conv2d_NCHW{'c' * (block is not None)}",
+        )
+
+    def _winograd(self, call: Any, read: Any, side: int, block: int, out: int) -> Any:
+        """A convolution by Winograd's computation, of a blocked input."""
+        n, _, height, width = shape_of(call) or ()
+        extents = (n, height, width)
+        shape = (out, *(shape_of(call.args[1]) or ())[1:])
+        weight = self._packed_weight(
+            call.args[1],
+            lambda array: winograd.pack_weight(_with_channels(array, out), side, block),
+            winograd.packed_shape(shape, side, block),
+        )
+        padding = [int(extent) for extent in call.attrs.padding]
+        tiles = self.builder.emit(
+            self.call(
+                *(winograd.to_tiles, read, side, padding, extents),
+                name="winograd_to_tiles",
+                pattern=_Pattern.OPAQUE,
+            )
+        )
+        made = self.builder.emit(self.call(winograd.products, tiles, weight, name="winograd_products"))
+        return self.call(
+            *(winograd.from_tiles, made, side, extents),
+            name="winograd_from_tiles",
+            pattern=_Pattern.OUT_ELEMENTWISE_FUSABLE,
         )
 
     def _product(self, call: Any) -> Any:
@@ -358,9 +395,10 @@ class _Blocking(Rewriting):
         first = self.builder.emit(relax.op.strided_slice(flat, [_CHANNEL], [0], [shape[_CHANNEL]]))
         return relax.op.reshape(first, shape)
 
-    def call(self, compute: Callable[..., Any], *arguments: Any, name: str) -> Any:
-        """A call of a kernel that computes a tensor expression."""
-        return self.builder.call_te(compute, *arguments, primfunc_name_hint=name)
+    def call(self, compute: Callable[..., Any], *arguments: Any, name: str, pattern: _Pattern | None = None) -> Any:
+        """A call of a kernel that computes a tensor expression; without a pattern, TVM finds how it can be fused."""
+        attributes = None if pattern is None else {"op_pattern": int(pattern)}
+        return self.builder.call_te(compute, *arguments, primfunc_name_hint=name, primfunc_attrs=attributes)
 
 
 def _kept(value: Any, values: Mapping[Any, Any]) -> _Kept | None:
@@ -531,6 +569,14 @@ def _made_resize(blocking: _Blocking, call: Any, block: int) -> Any:
         int(a.cubic_exclude),
         float(a.extrapolation_value),
     )
+
+
+def _winograd_side(call: Any) -> int | None:
+    """See ``winograd.tile_side``."""
+    n, _, height, width = shape_of(call) or ()
+    strides, dilation = ([int(step) for step in steps] for steps in (call.attrs.strides, call.attrs.dilation))
+    weight = shape_of(call.args[1]) or ()
+    return winograd.tile_side(weight, (n, height, width), strides, dilation, int(call.attrs.groups))
 
 
 def _is_depthwise(call: Any) -> bool:

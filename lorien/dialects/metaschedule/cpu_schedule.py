@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lorien.dialects.metaschedule.cpu_contraction import schedule_contraction
 from lorien.dialects.metaschedule.cpu_loops import block_names
 from lorien.dialects.metaschedule.cpu_stages import schedule_rows, schedule_stage
+from lorien.dialects.metaschedule.cpu_winograd import is_computed_once, schedule_transformation
 from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.machine import available_cores
 from lorien.target import Target
@@ -79,8 +80,9 @@ def cpu_schedule(module: tvm.IRModule, target: Target, choice: int = 0) -> Sched
         return set()
 
     for name in names:
-        _inline(schedule, name)
-    done: set[str] = set()
+        if not is_computed_once(name, names):
+            _inline(schedule, name)
+    done = attempt(partial(schedule_transformation, vectors=vectors, cores=cores))
     reductions = _reductions(schedule)
     rows = partial(schedule_rows, vectors=vectors, cores=cores)
     if len(reductions) > 1:  # of a softmax: all of a row at once, while it is near
