@@ -2,10 +2,10 @@
 
     python benchmarks/alternatives.py
 
-*Winograd* F(2x2, 3x3) needs 2.25 times fewer multiplications. It is counted here as the least that it can take: the 16
-matrix products, and two copies that move what its transformations of input and output move, without their arithmetic.
-*NHWC* is the convolution on activations NHWC and weights HWIO. Each kernel is measured under the first schedules of the
-default one's kind, and its best latency counts. The weights of all are in their layout beforehand.
+*Winograd* is the computation of ``lorien/dialects/metaschedule/winograd.py``, with output tiles of 2x2 and of 4x4: the
+sum of its three kernels. *NHWC* is the convolution on activations NHWC and weights HWIO. Each kernel is measured under
+the first schedules of the default one's kind, and its best latency counts. The weights of all are in their layout
+beforehand. They are in the caches, which they need not be in a network.
 
 Three products of one tensor (the queries, keys and values of attention) are measured beside one product of it with the
 three weights side by side.
@@ -14,7 +14,6 @@ three weights side by side.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ import harness
 import tvm
 from tvm import te
 
-from lorien.dialects.metaschedule import computations
+from lorien.dialects.metaschedule import computations, winograd
 from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
 from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, native_target, workload_of
@@ -36,7 +35,8 @@ SHAPES = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (16, 64, 
 # Rows, depth and columns of one of three products: BERT-tiny's and BERT-base's.
 PRODUCTS = ((128, 128, 128), (128, 768, 768))
 TRIED = 8
-OUTPUT_TILE, INPUT_TILE, WINDOW = 2, 4, 3
+SIDES = (2, 4)
+WINDOW = 3
 
 
 def placeholder(shape: Sequence[int], name: str) -> Tensor:
@@ -73,30 +73,20 @@ def nhwc(channels: int, filters: int, extent: int) -> list[Tensor]:
     return [data, weight, out]
 
 
-def products(channels: int, filters: int, extent: int, lanes: int) -> list[Tensor]:
-    """The products of Winograd's transformed tiles: one for each place of a tile."""
-    places, tiles = INPUT_TILE**2, math.ceil(extent / OUTPUT_TILE) ** 2
-    data = placeholder((places, tiles, channels), "data")
-    weight = placeholder((places, filters // lanes, channels, lanes), "weight")
-    k = te.reduce_axis((0, channels), "k")
-    out = te.compute(
-        (places, filters // lanes, tiles, lanes),
-        lambda p, o, t, i: te.sum(data(p, t, k) * weight(p, o, k, i), axis=k),
-        name="products",
-    )
-    return [data, weight, out]
-
-
-def copies(channels: int, extent: int) -> list[list[Tensor]]:
-    """What reads a picture and writes its tiles, and the reverse: each number of the smaller side counts once."""
-    picture = channels * extent * extent
-    tiles = INPUT_TILE**2 * math.ceil(extent / OUTPUT_TILE) ** 2 * channels
-    small, large = placeholder((picture,), "picture"), placeholder((tiles,), "tiles")
-    grow = te.compute((tiles,), lambda i: small(i % picture) + 1.0, name="grow")
-    share = tiles // picture
-    k = te.reduce_axis((0, share), "k")
-    shrink = te.compute((picture,), lambda i: te.sum(large(k * picture + i), axis=k), name="shrink")
-    return [[small, grow], [large, shrink]]
+def winograd_kernels(channels: int, filters: int, extent: int, lanes: int, side: int) -> dict[str, list[Tensor]]:
+    """Inputs and output of each kernel of Winograd's computation."""
+    extents, weights = (1, extent, extent), (filters, channels, WINDOW, WINDOW)
+    data = placeholder((1, channels // lanes, extent, extent, lanes), "data")
+    to_tiles = winograd.to_tiles(data, side, (1, 1, 1, 1), extents)
+    tiles = placeholder(tuple(map(int, to_tiles.shape)), "tiles")
+    weight = placeholder(winograd.packed_shape(weights, side, lanes), "weight")
+    products = winograd.products(tiles, weight)
+    made = placeholder(tuple(map(int, products.shape)), "made")
+    return {
+        "to_tiles": [data, to_tiles],
+        "products": [tiles, weight, products],
+        "from_tiles": [made, winograd.from_tiles(made, side, extents)],
+    }
 
 
 def product(rows: int, depth: int, columns: int, lanes: int) -> list[Tensor]:
@@ -122,19 +112,19 @@ def main() -> None:
     with Measurer("metaschedule", target) as measurer, measurer.measuring() as contention:
         for channels, filters, extent in SHAPES:
             direct_s = best_s(measurer, direct(channels, filters, extent, lanes), "direct")
-            to_tiles, _ = copies(channels, extent)
-            _, from_tiles = copies(filters, extent)
             parts_s = {
-                "products": best_s(measurer, products(channels, filters, extent, lanes), "products"),
-                "to_tiles": best_s(measurer, to_tiles, "to_tiles"),
-                "from_tiles": best_s(measurer, from_tiles, "from_tiles"),
+                side: {
+                    name: best_s(measurer, tensors, name)
+                    for name, tensors in winograd_kernels(channels, filters, extent, lanes, side).items()
+                }
+                for side in SIDES
             }
             rows.append(
                 {
                     "shape": f"{channels} to {filters} at {extent}x{extent}",
                     "direct_s": direct_s,
-                    "winograd_at_least_s": sum(parts_s.values()),
-                    "winograd_parts_s": parts_s,
+                    **{f"winograd{side}_s": sum(parts_s[side].values()) for side in SIDES},
+                    **{f"winograd{side}_parts_s": parts_s[side] for side in SIDES},
                     "nhwc_s": best_s(measurer, nhwc(channels, filters, extent), "nhwc"),
                 }
             )
@@ -147,13 +137,12 @@ def main() -> None:
             }
             for length, depth, wide in PRODUCTS
         ]
-    columns = ("shape", "direct, us", "Winograd at least, us", "of it products", "NHWC, us")
+    columns = ("shape", "direct, us", *(f"Winograd {side}x{side}, us" for side in SIDES), "NHWC, us")
     table = [
         (
             row["shape"],
             row["direct_s"] * 1e6,
-            row["winograd_at_least_s"] * 1e6,
-            row["winograd_parts_s"]["products"] * 1e6,
+            *(row[f"winograd{side}_s"] * 1e6 for side in SIDES),
             row["nhwc_s"] * 1e6,
         )
         for row in rows

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tvm import relax
+from tvm import relax, te
 from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 from tvm.script import tirx as T  # noqa: N812  # as TVMScript is written
 
+from lorien.dialects.metaschedule import winograd
 from lorien.dialects.metaschedule.extract import lower
 from lorien.dialects.metaschedule.mutate import recognize
 from lorien.dialects.metaschedule.workload import module_of, tvm_target, workload_of
@@ -96,7 +97,7 @@ def conv_depthwise(b: Any, x: Any, w: Any) -> Any:
 
 
 def conv_bias_relu(b: Any, x: Any, w: Any, bias: Any) -> Any:
-    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=1)), bias)))
+    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=2)), bias)))
 
 
 def conv_normalized(b: Any, x: Any, w: Any, mean: Any, deviation: Any, scale: Any, bias: Any) -> Any:
@@ -107,7 +108,7 @@ def conv_normalized(b: Any, x: Any, w: Any, mean: Any, deviation: Any, scale: An
 
 
 def conv_residual(b: Any, x: Any, w: Any, other: Any) -> Any:
-    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=1)), other)))
+    return relax.op.nn.relu(b.emit(relax.op.add(b.emit(relax.op.nn.conv2d(x, w, padding=2)), other)))
 
 
 def conv_swish(b: Any, x: Any, w: Any) -> Any:
@@ -141,15 +142,15 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
     ),
     "bias, relu": (
         conv_bias_relu,
-        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 1, 1)],
+        [(1, 8, 7, 7), (16, 8, 5, 5), (1, 16, 1, 1)],
         {"batch": 4, "out_channels": 24},
-        [(4, 8, 7, 7), (24, 8, 3, 3), (1, 24, 1, 1)],
+        [(4, 8, 7, 7), (24, 8, 5, 5), (1, 24, 1, 1)],
     ),
     "bias of one pixel": (
         conv_bias_relu,
-        [(1, 8, 1, 1), (16, 8, 3, 3), (1, 16, 1, 1)],
+        [(1, 8, 1, 1), (16, 8, 5, 5), (1, 16, 1, 1)],
         {"batch": 4, "height": 5, "width": 5},
-        [(4, 8, 5, 5), (16, 8, 3, 3), (1, 16, 1, 1)],
+        [(4, 8, 5, 5), (16, 8, 5, 5), (1, 16, 1, 1)],
     ),
     "batch norm, clip": (
         conv_normalized,
@@ -159,9 +160,9 @@ CASES: dict[str, tuple[Build, list[tuple[int, ...]], dict[str, int | str], list[
     ),
     "residual": (
         conv_residual,
-        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 7, 7)],
+        [(1, 8, 7, 7), (16, 8, 5, 5), (1, 16, 7, 7)],
         {"batch": 2, "height": 14, "out_channels": 8},
-        [(2, 8, 14, 7), (8, 8, 3, 3), (2, 8, 14, 7)],
+        [(2, 8, 14, 7), (8, 8, 5, 5), (2, 8, 14, 7)],
     ),
     "gate of a larger activation": (
         lambda b, x, w, bias, other: relax.op.multiply(other, b.emit(relax.op.add(b.emit(conv()(b, x, w)), bias))),
@@ -261,21 +262,21 @@ PACKED_CASES: dict[str, tuple[Build, list[Shape], dict[str, int | str], list[Sha
     ),
     "channels in no block": (
         conv_bias_relu,
-        [(1, 8, 7, 7), (16, 8, 3, 3), (1, 16, 1, 1)],
+        [(1, 8, 7, 7), (16, 8, 5, 5), (1, 16, 1, 1)],
         {"in_channels": 6, "out_channels": 10},
-        [(1, 6, 7, 7), (10, 6, 3, 3), (1, 10, 1, 1)],
+        [(1, 6, 7, 7), (10, 6, 5, 5), (1, 10, 1, 1)],
     ),
     "output that leaves its blocks": (
         conv_residual,
-        [(1, 16, 7, 7), (16, 16, 3, 3), (1, 16, 7, 7)],
+        [(1, 16, 7, 7), (16, 16, 5, 5), (1, 16, 7, 7)],
         {"in_channels": 12, "out_channels": 10},
-        [(1, 12, 7, 7), (10, 12, 3, 3), (1, 10, 7, 7)],
+        [(1, 12, 7, 7), (10, 12, 5, 5), (1, 10, 7, 7)],
     ),
     "output that enters blocks": (
         conv_bias_relu,
-        [(1, 16, 7, 7), (10, 16, 3, 3), (1, 10, 1, 1)],
+        [(1, 16, 7, 7), (10, 16, 5, 5), (1, 10, 1, 1)],
         {"out_channels": 24},
-        [(1, 16, 7, 7), (24, 16, 3, 3), (1, 24, 1, 1)],
+        [(1, 16, 7, 7), (24, 16, 5, 5), (1, 24, 1, 1)],
     ),
     "depthwise in a shorter block": (
         lambda b, x, w, bias: relax.op.clip(b.emit(relax.op.add(b.emit(conv_depthwise(b, x, w)), bias)), 0, 6),
@@ -389,6 +390,7 @@ def test_any_convolution_in_blocks(
     is_first: bool,
 ) -> None:
     """From channels in blocks of 8 to any number of channels: in blocks of 8, of 4, or in none."""
+    assume(size != (3, 3) or (*strides, *dilation) != (1, 1, 1, 1) or groups > 1)  # else it may be Winograd's
     least = [1 + d * (k - 1) for d, k in zip(dilation, size, strict=True)]
 
     def draw(multiple: int) -> tuple[int, ...]:
@@ -408,6 +410,21 @@ def test_any_convolution_in_blocks(
         channels = {"in_channels": ins, "out_channels": outs}
     axes = {**channels, "batch": batch, "height": height, "width": width, "dtype": "float32"}
     assert operator.at(axes, "made").key == kernel_of(batch, ins, outs, height, width, groups).key
+
+
+def test_winograds_computation_is_not_mutated_and_nothing_becomes_it() -> None:
+    convolution = conv(padding=[1, 1, 1, 1])
+    operator = recognize(kernel_in_model(convolution, (1, 16, 5, 5), (16, 16, 3, 3)))
+    smaller = kernel_in_model(convolution, (1, 16, 4, 5), (16, 16, 3, 3))
+    assert operator.at({**operator.axes, "height": 4}, "made").key == smaller.key
+    with pytest.raises(BadInput, match="a model has Winograd's computation there"):
+        operator.at({**operator.axes, "height": 28, "width": 28}, "made")
+    data = te.placeholder((1, 2, 28, 28, 8), name="x")
+    tiles = te.create_prim_func([data, winograd.to_tiles(data, 4, (1, 1, 1, 1), (1, 28, 28))])
+    with pytest.raises(
+        UnsupportedOperation, match=r"a part of Winograd's .* Fix: mutate the workloads of --layout plain"
+    ):
+        recognize(workload_of(tvm.IRModule({"main": tiles}), "winograd_to_tiles"))
 
 
 def test_blocks_are_no_longer_than_in_the_kernel() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lorien.dialects.metaschedule import computations
+from lorien.dialects.metaschedule import computations, winograd
 from lorien.dialects.metaschedule.blocks import longest_block
 from lorien.dialects.metaschedule.extract import fused_kernels
 from lorien.dialects.metaschedule.vector_math import ELEMENTWISE, block_name
@@ -190,6 +190,10 @@ def _anchors(blocks: list[Any]) -> Iterator[tuple[_Anchor, list[Any]]]:
     """Readings of the first blocks, and the blocks that follow."""
     pad, rest = (blocks[0], blocks[1:]) if blocks[0].name_hint in _PADS else (None, blocks)
     name = rest[0].name_hint if rest else blocks[0].name_hint
+    if any(block.name_hint.startswith("winograd_") for block in blocks):
+        raise UnsupportedOperation(
+            "it is a part of Winograd's computation. Fix: mutate the workloads of --layout plain"
+        )
     if name in _PACKED_CONV or (_CONV.match(name) and pad is not None):
         yield _conv(pad, rest[0], is_packed=name in _PACKED_CONV), rest[1:]
     elif name == "matmul" and pad is None:
@@ -258,6 +262,8 @@ def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
         plain = int(axes["batch"]), channels_in, *(int(axes[axis]) for axis in spatial)
         weights: Shape = channels_out, channels_in // parts, *kernel
         in_block, out_block = blocks(axes)
+        if in_block and out_block and _tile_side(plain, weights, window, parts) is not None:
+            raise BadInput("a model has Winograd's computation there: three kernels, and none of them is this one")
         if in_block or out_block:
             weights = computations.packed_shape(weights, in_block, out_block)
         return _in_blocks(plain, in_block), weights
@@ -301,6 +307,19 @@ def _pool(kind: str, pad: Any, block: Any, last: Any, *, count_include_pad: bool
 
     axes: Axes = {"batch": batch, "channels": channels, **dict(zip(spatial, extents, strict=True))}
     return _Anchor(axes, (data,), last.writes[0].source, shapes, emit, block_at, in_block is not None)
+
+
+def _tile_side(data: Shape, weight: Shape, window: dict[str, Any], groups: int) -> int | None:
+    """See ``winograd.tile_side``, of a convolution with these attributes."""
+    top, left, bottom, right = window["padding"]
+    strides, dilation = window["strides"], window["dilation"]
+    height, width = (
+        (extent + added - (size - 1) * step - 1) // stride + 1
+        for extent, added, size, step, stride in zip(
+            data[2:], (top + bottom, left + right), weight[2:], dilation, strides, strict=True
+        )
+    )
+    return winograd.tile_side(weight, (data[0], height, width), strides, dilation, groups)
 
 
 def _matmul(block: Any, *, is_packed: bool) -> _Anchor:
