@@ -83,8 +83,9 @@ def pack_weight(weight: Array, side: int, block: int) -> Array:
     """Weights OIHW, transformed, as ``products`` reads them: (a, a, out / block, in, block), a = side + 2."""
     out, channels, *_ = weight.shape
     matrix = np.array(_WEIGHT[side])
-    made = np.einsum("iu,ocuv,jv->ijoc", matrix, weight.astype(np.float64), matrix)
-    blocks = made.reshape(*made.shape[:2], out // block, block, channels).transpose(0, 1, 2, 4, 3)
+    # One product for all: G w transposed(G) of each window w.
+    made = np.kron(matrix, matrix) @ weight.reshape(out * channels, -1).T.astype(np.float64)
+    blocks = made.reshape(side + 2, side + 2, out // block, block, channels).transpose(0, 1, 2, 4, 3)
     return np.ascontiguousarray(blocks.astype(weight.dtype))
 
 
