@@ -84,9 +84,9 @@ def pack_weight(weight: Array, side: int, block: int) -> Array:
     out, channels, *_ = weight.shape
     matrix = np.array(_WEIGHT[side])
     # One product for all: G w transposed(G) of each window w.
-    made = np.kron(matrix, matrix) @ weight.reshape(out * channels, -1).T.astype(np.float64)
-    blocks = made.reshape(side + 2, side + 2, out // block, block, channels).transpose(0, 1, 2, 4, 3)
-    return np.ascontiguousarray(blocks.astype(weight.dtype))
+    both = np.kron(matrix, matrix).astype(weight.dtype)
+    windows = weight.reshape(out // block, block, channels, WINDOW**2).transpose(3, 0, 2, 1).reshape(WINDOW**2, -1)
+    return np.asarray(both @ windows).reshape(packed_shape(weight.shape, side, block))
 
 
 def packed_shape(shape: Sequence[int], side: int, block: int) -> tuple[int, ...]:
