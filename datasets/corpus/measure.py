@@ -25,7 +25,7 @@ from choose import choose
 from lorien.cli.workloads import read_workloads, write_workloads
 from lorien.dialects import open_dialect, resolve_target
 from lorien.dialects.base import ReadReport
-from lorien.dialects.metaschedule.tuner import FIRST_DEFAULTS
+from lorien.dialects.metaschedule.cpu_schedule import FIRST_DEFAULTS
 from lorien.errors import BadInput
 from lorien.logs import open_logs
 from lorien.records import Workload

@@ -19,9 +19,9 @@ from tvm import te
 
 from lorien.database import open_database
 from lorien.dialects.metaschedule import MetaScheduleDialect
-from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.cpu_schedule import FIRST_DEFAULTS, cpu_schedules
 from lorien.dialects.metaschedule.describe import FEATURES
-from lorien.dialects.metaschedule.tuner import FIRST_DEFAULTS, MetaScheduleSearch
+from lorien.dialects.metaschedule.tuner import MetaScheduleSearch
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, native_target, tvm_target, workload_of
 from lorien.models.online import FIRST_ROWS, OnlineModel
 from lorien.records import Measurement, Outcome

@@ -140,8 +140,11 @@ def test_the_budget_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 4
 
 
-def test_no_time_at_all_still_gives_samples() -> None:
-    assert DIALECT.search(dense(), TARGET, 4, deep_and_balanced, budget_s=0.0)
+def test_no_time_at_all_still_gives_the_default_and_samples() -> None:
+    found = {one.key for one in DIALECT.search(dense(), TARGET, 4, deep_and_balanced, budget_s=0.0)}
+    default = candidate_of(next(cpu_schedules(module_of(dense()), TARGET)))
+    assert default.key in found
+    assert found - defaults(dense(), TARGET)
 
 
 def test_a_model_that_fails_is_not_hidden() -> None:

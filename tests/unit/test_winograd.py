@@ -105,10 +105,20 @@ def test_a_transformation_is_written_out_in_vectors_and_is_parallel_where_it_is_
 
 
 @pytest.mark.parametrize(
-    ("extents", "side"), [((1, 56, 56), 4), ((1, 13, 13), 4), ((1, 7, 7), 2), ((8, 7, 7), 4), ((1, 5, 5), None)]
+    ("channels", "extents", "by_lanes"),
+    [
+        (64, (1, 56, 56), {4: 4, 8: 4, 16: 4}),
+        # Of 256 channels the weights for tiles of 4x4 are 9 MB: fast vectors would wait for them.
+        (256, (1, 14, 14), {4: 4, 8: 4, 16: 2}),
+        (512, (1, 7, 7), {4: 4, 8: 2, 16: None}),
+        (512, (8, 7, 7), {4: 4, 8: 4, 16: 4}),
+        (64, (1, 4, 4), {4: None, 8: None, 16: None}),
+    ],
 )
-def test_tiles_are_as_large_as_leaves_enough_of_them(extents, side):
-    assert winograd.tile_side((64, 64, 3, 3), extents, (1, 1), (1, 1), 1) == side
+def test_tiles_are_as_large_as_the_weights_allow(channels, extents, by_lanes):
+    shape = (channels, channels, 3, 3)
+    found = {lanes: winograd.tile_side(shape, extents, (1, 1), (1, 1), 1, lanes) for lanes in by_lanes}
+    assert found == by_lanes
 
 
 @pytest.mark.parametrize(
@@ -122,4 +132,4 @@ def test_tiles_are_as_large_as_leaves_enough_of_them(extents, side):
     ],
 )
 def test_other_convolutions_are_computed_directly(weight, strides, dilation, groups):
-    assert winograd.tile_side(weight, (1, 56, 56), strides, dilation, groups) is None
+    assert winograd.tile_side(weight, (1, 56, 56), strides, dilation, groups, 8) is None

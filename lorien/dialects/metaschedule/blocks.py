@@ -309,7 +309,7 @@ class _Blocking(Rewriting):
         groups = int(attributes.groups)
         shape = shape_of(weight) or ()
         out = _in_whole_blocks(shape[0], block or 1)
-        if read is not None and block is not None and (side := _winograd_side(call)) is not None:
+        if read is not None and block is not None and (side := self._winograd_side(call)) is not None:
             return self._winograd(call, read, side, block, out)
         return self.call(
             computations.convolution,
@@ -325,6 +325,13 @@ class _Blocking(Rewriting):
             groups,
             name=f"{'depthwise_' * _is_depthwise(call)}conv2d_NCHW{'c' * (block is not None)}",
         )
+
+    def _winograd_side(self, call: Any) -> int | None:
+        """See ``winograd.tile_side``."""
+        n, _, height, width = shape_of(call) or ()
+        strides, dilation = ([int(step) for step in steps] for steps in (call.attrs.strides, call.attrs.dilation))
+        weight, groups = shape_of(call.args[1]) or (), int(call.attrs.groups)
+        return winograd.tile_side(weight, (n, height, width), strides, dilation, groups, self._lanes)
 
     def _winograd(self, call: Any, read: Any, side: int, block: int, out: int) -> Any:
         """A convolution by Winograd's computation, of a blocked input."""
@@ -569,14 +576,6 @@ def _made_resize(blocking: _Blocking, call: Any, block: int) -> Any:
         int(a.cubic_exclude),
         float(a.extrapolation_value),
     )
-
-
-def _winograd_side(call: Any) -> int | None:
-    """See ``winograd.tile_side``."""
-    n, _, height, width = shape_of(call) or ()
-    strides, dilation = ([int(step) for step in steps] for steps in (call.attrs.strides, call.attrs.dilation))
-    weight = shape_of(call.args[1]) or ()
-    return winograd.tile_side(weight, (n, height, width), strides, dilation, int(call.attrs.groups))
 
 
 def _is_depthwise(call: Any) -> bool:

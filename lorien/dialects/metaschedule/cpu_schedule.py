@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FIRST_DEFAULTS = 8
+"""Schedules of the default one's kind that are tried before anything else; others are left to the model."""
+
 
 def cpu_schedules(module: tvm.IRModule, target: Target) -> Iterator[Schedule]:
     """The default schedule of a CPU, and others that cut the sum of products in another way, a few dozen at most.

@@ -262,7 +262,7 @@ def _conv(pad: Any, block: Any, *, is_packed: bool) -> _Anchor:
         plain = int(axes["batch"]), channels_in, *(int(axes[axis]) for axis in spatial)
         weights: Shape = channels_out, channels_in // parts, *kernel
         in_block, out_block = blocks(axes)
-        if in_block and out_block and _tile_side(plain, weights, window, parts) is not None:
+        if in_block and out_block and _tile_side(plain, weights, window, parts, lanes) is not None:
             raise BadInput("a model has Winograd's computation there: three kernels, and none of them is this one")
         if in_block or out_block:
             weights = computations.packed_shape(weights, in_block, out_block)
@@ -309,7 +309,7 @@ def _pool(kind: str, pad: Any, block: Any, last: Any, *, count_include_pad: bool
     return _Anchor(axes, (data,), last.writes[0].source, shapes, emit, block_at, in_block is not None)
 
 
-def _tile_side(data: Shape, weight: Shape, window: dict[str, Any], groups: int) -> int | None:
+def _tile_side(data: Shape, weight: Shape, window: dict[str, Any], groups: int, lanes: int) -> int | None:
     """See ``winograd.tile_side``, of a convolution with these attributes."""
     top, left, bottom, right = window["padding"]
     strides, dilation = window["strides"], window["dilation"]
@@ -319,7 +319,7 @@ def _tile_side(data: Shape, weight: Shape, window: dict[str, Any], groups: int) 
             data[2:], (top + bottom, left + right), weight[2:], dilation, strides, strict=True
         )
     )
-    return winograd.tile_side(weight, (data[0], height, width), strides, dilation, groups)
+    return winograd.tile_side(weight, (data[0], height, width), strides, dilation, groups, lanes)
 
 
 def _matmul(block: Any, *, is_packed: bool) -> _Anchor:

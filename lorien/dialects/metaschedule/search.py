@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.cpu_schedule import FIRST_DEFAULTS, cpu_schedules
 from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
@@ -108,10 +108,15 @@ def search(
 
     islands = [_Island(_Space(workload, target, seed * cores + i), locked) for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
+        defaults = cpu_schedules(module_of(workload), target)
+        in_time = functools.partial(itertools.takewhile, lambda _: not clock.past(SAMPLING_SHARE))
+        # Of all that was not measured they are the best guess: one is scored however little time there is.
+        islands[0].weigh(itertools.islice(defaults, 1))
+        islands[0].weigh(in_time(itertools.islice(defaults, FIRST_DEFAULTS - 1)))
         probe = PROBE if draft is None else DRAFT_PROBE
         probed = pool.map(lambda island: island.probe(probe, clock), islands)
         samples = [schedule for found in probed for schedule in found]
-        islands[0].weigh(cpu_schedules(module_of(workload), target), clock)
+        islands[0].weigh(in_time(defaults))
         drafts = _drafts(islands[0], samples, draft, POPULATION - cores * probe, seed, clock)
         shares = [drafts[index::cores] for index in range(cores)]
         list(pool.map(lambda island, share: island.evolve(POPULATION // cores, share, clock), islands, shares))
@@ -257,6 +262,7 @@ class _Island:
 
     def probe(self, count: int, clock: _Clock) -> list[Schedule]:
         """The first random samples, scored; fewer where they take longer than the clock allows."""
+        known = len(self.found)
         began_s = time.monotonic()
         for _ in range(_TRIES):  # of a GPU's samples most break its limits
             if len(self._first) < count and not (self._first and clock.past(SAMPLING_SHARE)):
@@ -264,12 +270,12 @@ class _Island:
         self._each_s = (time.monotonic() - began_s) / max(1, len(self._first))
         self._weights(self._first)
         # Of a handful of schedules more samples find all, and there is nothing to breed.
-        self.exhausted = 0 < len(self.found) <= _EXHAUSTED * len(self._first)
+        self.exhausted = 0 < len(self.found) - known <= _EXHAUSTED * len(self._first)
         return self._first
 
-    def weigh(self, schedules: Iterable[Schedule], clock: _Clock) -> None:
-        """Score schedules that come from elsewhere, as many as there is time for."""
-        self._score_beside(list(itertools.takewhile(lambda _: not clock.past(SAMPLING_SHARE), schedules)))
+    def weigh(self, schedules: Iterable[Schedule]) -> None:
+        """Score schedules that come from elsewhere."""
+        self._score_beside(list(schedules))
 
     def _score_beside(self, schedules: Sequence[Schedule]) -> None:
         """Score schedules of the same generation as those scored before."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorien.dialects.base import FloatArray, ScoreFn
-from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.cpu_schedule import FIRST_DEFAULTS, cpu_schedules
 from lorien.dialects.metaschedule.describe import Describer
 from lorien.dialects.metaschedule.draft import draft as draft_traces
 from lorien.dialects.metaschedule.draft import make, sketches_of
@@ -39,8 +39,6 @@ ELITE = POPULATION // 4
 """Of the first generation, random samples and the best measured; the rest are the most promising of the pool."""
 DRAFTS = 64
 """Made before anything is bred, where a model drafts."""
-FIRST_DEFAULTS = 8
-"""Schedules of the default one's kind that are measured before anything else; others are left to the model."""
 POOL = 512
 """Most promising candidates, not measured yet, that are kept from round to round."""
 TURNS = "bbsbbsbr"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.metaschedule.cpu_contraction import FLOAT_BYTES, MOVING_SHARE
+
 if TYPE_CHECKING:
     from tvm.te import Tensor
 
@@ -24,8 +26,14 @@ Array = npt.NDArray[Any]
 WINDOW = 3
 ERROR = 1e-5
 """Largest error of an output, relative to the largest value: some ten times that of the direct computation."""
-FEWEST_TILES = 16
-"""Tiles of the whole output, from which the larger weights pay: each weight is read once for all of them."""
+MULTIPLIED_PER_CYCLE = 1.6
+"""Vectors that a core multiplies and adds: of the two that it can, what the default schedules reach."""
+MEMORY_BYTES_PER_CYCLE, CACHE_BYTES_PER_CYCLE = 4.0, 12.0
+"""That a core reads, from memory and from the last cache, of the CPUs that were measured."""
+MORE_CYCLES = 4e4
+"""To start two kernels more."""
+GAIN = 1.25
+"""How many times as fast Winograd's computation must promise to be."""
 MATRIX_ROWS = "winograd_rows"
 """Name of the stage that transforms tiles along one side, before the kernel's last stages do so along the other."""
 TILES = "winograd_tiles"
@@ -60,9 +68,17 @@ _OUTPUT = {
 
 
 def tile_side(
-    weight: Sequence[int], extents: Sequence[int], strides: Sequence[int], dilation: Sequence[int], groups: int
+    weight: Sequence[int],
+    extents: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    lanes: int,
 ) -> int | None:
     """The side of the output's tiles that suits a convolution; None where the direct computation does.
+
+    Larger tiles take fewer multiplications and more memory. In a network the weights come from memory, for each run
+    uses them once: with few tiles, or with vectors that are fast against memory, smaller weights are better.
 
     Parameters
     ----------
@@ -72,11 +88,28 @@ def tile_side(
         Batch, height and width of the output.
     strides, dilation : sequence of int
     groups : int
+    lanes : int
+        float32 numbers of a vector.
     """
     if tuple(weight[2:]) != (WINDOW, WINDOW) or groups != 1 or {*strides, *dilation} != {1}:
         return None
-    sides = (side for side in sorted(_OUTPUT, reverse=True) if math.prod(_tiles(extents, side)) >= FEWEST_TILES)
-    return next(sides, None)
+    pairs = math.prod(weight[:2])
+    direct = _cycles(pairs * WINDOW**2, math.prod(extents), lanes)
+
+    def cycles(side: int) -> float:
+        places, tiles = (side + 2) ** 2, math.prod(_tiles(extents, side))
+        moved = 2 * places * tiles * sum(weight[:2])  # written by one kernel, read by the next
+        return _cycles(pairs * places, tiles, lanes) + moved * FLOAT_BYTES / CACHE_BYTES_PER_CYCLE + MORE_CYCLES
+
+    best = min(_OUTPUT, key=cycles)
+    return best if GAIN * cycles(best) < direct else None
+
+
+def _cycles(weights: int, times: int, lanes: int) -> float:
+    """Of one core, to multiply each weight with so many numbers."""
+    compute = weights * times / (lanes * MULTIPLIED_PER_CYCLE)
+    read = weights * FLOAT_BYTES / MEMORY_BYTES_PER_CYCLE
+    return max(compute, read) + MOVING_SHARE * min(compute, read)
 
 
 def pack_weight(weight: Array, side: int, block: int) -> Array:
