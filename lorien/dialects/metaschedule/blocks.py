@@ -347,14 +347,14 @@ class _Blocking(Rewriting):
         tiles = self.builder.emit(
             self.call(
                 *(winograd.to_tiles, read, side, padding, extents),
-                name="winograd_to_tiles",
+                name="conv2d_winograd_to_tiles",
                 pattern=_Pattern.OPAQUE,
             )
         )
-        made = self.builder.emit(self.call(winograd.products, tiles, weight, name="winograd_products"))
+        made = self.builder.emit(self.call(winograd.products, tiles, weight, name="conv2d_winograd_products"))
         return self.call(
             *(winograd.from_tiles, made, side, extents),
-            name="winograd_from_tiles",
+            name="conv2d_winograd_from_tiles",
             pattern=_Pattern.OUT_ELEMENTWISE_FUSABLE,
         )
 
