@@ -37,6 +37,8 @@ GAIN = 1.25
 MATRIX_ROWS = "winograd_rows"
 """Name of the stage that transforms tiles along one side, before the kernel's last stages do so along the other."""
 TILES = "winograd_tiles"
+PLACED = {"schedule_rule": "None"}
+"""Of the stages of a transformation: of MetaSchedule's rules each would compute them again for each value of a tile."""
 
 _INPUT = {
     2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
@@ -155,13 +157,16 @@ def to_tiles(data: Tensor, side: int, padding: Sequence[int], extents: Sequence[
         return tirx.if_then_else(there, data(n, c, y - top, x - left, i), tirx.const(0.0, "float32"))
 
     # The last tiles may end beyond the picture, and what they make there is not read.
-    padded = te.compute((batch, outer, rows * side + 2, columns * side + 2, block), inside, name="data_pad")
+    padded = te.compute(
+        (batch, outer, rows * side + 2, columns * side + 2, block), inside, name="data_pad", attrs=PLACED
+    )
     turned = te.compute(
         (batch, rows, columns, outer, place, place, block),
         lambda n, ty, tx, c, i, v, lane: _transformed(
             matrix, i, lambda u: padded(n, c, ty * side + u, tx * side + v, lane)
         ),
         name=MATRIX_ROWS,
+        attrs=PLACED,
     )
     one = rows * columns
     return te.compute(
@@ -170,6 +175,7 @@ def to_tiles(data: Tensor, side: int, padding: Sequence[int], extents: Sequence[
             matrix, j, lambda v: turned(t // one, t % one // columns, t % columns, c, i, v, lane)
         ),
         name="winograd_to_tiles",
+        attrs=PLACED,
     )
 
 
@@ -222,16 +228,19 @@ def from_tiles(made: Tensor, side: int, extents: Sequence[int]) -> Tensor:
             matrix, i, lambda u: made(u, j, o, (n * rows + ty) * columns + tx, lane)
         ),
         name=MATRIX_ROWS,
+        attrs=PLACED,
     )
     tiles = te.compute(
         (batch, outer, rows, columns, side, side, block),
         lambda n, o, ty, tx, i, j, lane: _transformed(matrix, j, lambda v: turned(n, o, ty, tx, i, v, lane)),
         name=TILES,
+        attrs=PLACED,
     )
     return te.compute(
         (batch, outer, *extents[1:], block),
         lambda n, o, y, x, lane: tiles(n, o, y // side, x // side, y % side, x % side, lane),
         name="winograd_from_tiles",
+        attrs=PLACED,
     )
 
 
