@@ -2,11 +2,13 @@
 
     python datasets/make_sample.py metaschedule STORE... --question WORKLOADS --host "2 cores of an Intel Xeon"
     python datasets/make_sample.py more STORE... --question WORKLOADS --host "2 cores of an AMD EPYC (Zen 5)"
+    python datasets/make_sample.py held_out STORE... --question WORKLOADS --host "2 cores of an AMD EPYC (Zen 3)"
 
 A ``STORE`` is a log store that ``lorien tune`` wrote, such as ``tune_networks.sh`` makes for ``metaschedule`` and
-``tune_more.sh`` for ``more``. Each of its sessions is copied, compressed, beside those of other machines. ``WORKLOADS``
-are those of squeezenet, which ``make demo`` asks about: a workload of these is left out, whatever network has it too,
-for a model that was trained on it would know the answer.
+``tune_more.sh`` for ``more``; ``held_out`` has networks that the corpus leaves out, to judge models by. Each of its
+sessions is copied, compressed, beside those of other machines. ``WORKLOADS`` are those of squeezenet, which
+``make demo`` asks about: a workload of these is left out, whatever network has it too, for a model that was trained on
+it would know the answer.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def copy_session(source: Path, out: Path, host: str, asked: set[str]) -> dict[st
 def main() -> None:
     """Copy the sessions, and bring ``manifest.json`` beside this file up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("metaschedule", "more"))
+    parser.add_argument("part", choices=("metaschedule", "more", "held_out"))
     parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
     parser.add_argument("--question", type=Path, required=True, metavar="WORKLOADS")
     parser.add_argument("--host", required=True, help="the machine that they were measured on, for people")
@@ -89,7 +91,7 @@ def main() -> None:
     for session in sorted(path for store in arguments.stores for path in (store / "sessions").iterdir()):
         network, _, digest = session.name.rpartition("-")
         target = Target.parse(json.loads((session / "lorien.json").read_text())["target"])
-        name = network if arguments.part == "metaschedule" else digest
+        name = digest if arguments.part == "more" else network
         if entry := copy_session(session, HERE / arguments.part / target.key / name, arguments.host, asked):
             entries.append(entry)
     paths = {entry["path"] for entry in entries}
