@@ -22,7 +22,7 @@ import tvm
 from tvm import te
 
 from lorien.dialects.metaschedule import computations, winograd
-from lorien.dialects.metaschedule.cpu_schedule import cpu_schedules
+from lorien.dialects.metaschedule.cpu_schedule import FIRST_DEFAULTS, cpu_schedules
 from lorien.dialects.metaschedule.vectors import vectors_of
 from lorien.dialects.metaschedule.workload import candidate_of, module_of, native_target, workload_of
 from lorien.tune.measure import Measurer
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 SHAPES = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (16, 64, 55), (64, 256, 13), (256, 256, 56))
 # Rows, depth and columns of one of three products: BERT-tiny's and BERT-base's.
 PRODUCTS = ((128, 128, 128), (128, 768, 768))
-TRIED = 8
 SIDES = (2, 4)
-WINDOW = 3
 
 
 def placeholder(shape: Sequence[int], name: str) -> Tensor:
@@ -47,7 +45,7 @@ def placeholder(shape: Sequence[int], name: str) -> Tensor:
 def direct(channels: int, filters: int, extent: int, lanes: int) -> list[Tensor]:
     """Inputs and output of the convolution that Lorien lowers to."""
     data = placeholder((1, channels // lanes, extent, extent, lanes), "data")
-    shape = computations.packed_shape((filters, channels, WINDOW, WINDOW), lanes, lanes)
+    shape = computations.packed_shape((filters, channels, winograd.WINDOW, winograd.WINDOW), lanes, lanes)
     weight = placeholder(shape, "weight")
     return [data, weight, computations.convolution(data, weight, (1, 1), (1, 1, 1, 1), (1, 1), 1)]
 
@@ -55,7 +53,7 @@ def direct(channels: int, filters: int, extent: int, lanes: int) -> list[Tensor]
 def nhwc(channels: int, filters: int, extent: int) -> list[Tensor]:
     """The same, with the channels of a pixel together."""
     data = placeholder((1, extent, extent, channels), "data")
-    weight = placeholder((WINDOW, WINDOW, channels, filters), "weight")
+    weight = placeholder((winograd.WINDOW, winograd.WINDOW, channels, filters), "weight")
     padded = te.compute(
         (1, extent + 2, extent + 2, channels),
         lambda n, y, x, c: te.if_then_else(
@@ -63,7 +61,7 @@ def nhwc(channels: int, filters: int, extent: int) -> list[Tensor]:
         ),
         name="pad",
     )
-    ky, kx = te.reduce_axis((0, WINDOW), "ky"), te.reduce_axis((0, WINDOW), "kx")
+    ky, kx = te.reduce_axis((0, winograd.WINDOW), "ky"), te.reduce_axis((0, winograd.WINDOW), "kx")
     k = te.reduce_axis((0, channels), "k")
     out = te.compute(
         (1, extent, extent, filters),
@@ -75,7 +73,7 @@ def nhwc(channels: int, filters: int, extent: int) -> list[Tensor]:
 
 def winograd_kernels(channels: int, filters: int, extent: int, lanes: int, side: int) -> dict[str, list[Tensor]]:
     """Inputs and output of each kernel of Winograd's computation."""
-    extents, weights = (1, extent, extent), (filters, channels, WINDOW, WINDOW)
+    extents, weights = (1, extent, extent), (filters, channels, winograd.WINDOW, winograd.WINDOW)
     data = placeholder((1, channels // lanes, extent, extent, lanes), "data")
     to_tiles = winograd.to_tiles(data, side, (1, 1, 1, 1), extents)
     tiles = placeholder(tuple(map(int, to_tiles.shape)), "tiles")
@@ -99,7 +97,7 @@ def best_s(measurer: Measurer, tensors: list[Tensor], name: str) -> float:
     """Best latency of a kernel under the default schedule and others of its kind."""
     module = tvm.IRModule({"main": te.create_prim_func(tensors)})
     workload = workload_of(module, name)
-    schedules = itertools.islice(cpu_schedules(module_of(workload), measurer.target), TRIED)
+    schedules = itertools.islice(cpu_schedules(module_of(workload), measurer.target), FIRST_DEFAULTS)
     measured = measurer.measure(workload, [candidate_of(schedule) for schedule in schedules])
     return min(one.latency_s for one in measured if one.latency_s is not None)
 

@@ -76,11 +76,11 @@ class Corpus:
             run("lorien-train", self.features, "-o", self.models, "--target", self.target.key)
             mark.write_text(f"{workloads}\n")
 
-    def next_round(self) -> tuple[Path, bool] | None:
-        """File of the round to tune, and whether it was begun before; None when all was measured."""
+    def next_round(self) -> Path | None:
+        """File of the round to tune, begun before or new; None when all was measured."""
         last = max(self.rounds.glob("*.jsonl"), default=None)
         if last is not None and not last.with_suffix(".done").exists():
-            return last, True
+            return last
         known = self.measured()
         self.train(len(known))
         chosen = choose(read_workloads(self.folder / "workloads.jsonl"), list(known.values()), ROUND)
@@ -90,17 +90,16 @@ class Corpus:
         file = self.rounds / f"{number:04}.jsonl"
         write_workloads(file, chosen)
         print(f"round {number}: {len(chosen)} workloads after {len(known)}", flush=True)
-        return file, False
+        return file
 
-    def tune(self, file: Path, begun: bool) -> None:
+    def tune(self, file: Path) -> None:
         """Measure a round, or the rest of it."""
         count = len(read_workloads(file))
         sampled = min(self.trials, FIRST_DEFAULTS + round(RANDOM_SHARE * self.trials))
         guide = ["--model", self.models] if self.models.exists() else []
         for each, options in ((sampled, ["--strategy", "replay"]), (self.trials, guide)):
             limits = ("--trials", str(count * each), "--trials-per-workload", str(each), "--scheduler", "round-robin")
-            run("lorien", "tune", file, *limits, *options, "--logs", self.logs, *(["--resume"] if begun else []))
-            begun = True
+            run("lorien", "tune", file, *limits, *options, "--logs", self.logs, "--resume")
         file.with_suffix(".done").touch()
 
 
@@ -133,7 +132,7 @@ def main() -> None:
     corpus.ingest(arguments.known)
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end_s and (following := corpus.next_round()):
-            corpus.tune(*following)
+            corpus.tune(following)
     print(f"{len(corpus.measured())} workloads in {corpus.logs}", flush=True)
 
 

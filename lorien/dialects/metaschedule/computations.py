@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+PLACED = {"schedule_rule": "None"}
+"""Attribute of a stage that MetaSchedule's rules leave as it is."""
+
 
 def pack_convolution(weight: Array, in_block: int | None, out_block: int | None) -> Array:
     """Weights OIHW as ``convolution`` reads them: OIHW*x*i*y*o.
@@ -79,9 +82,8 @@ def convolution(
     block_out = out_block[0] if out_block else 1
     batch, channels, in_height, in_width = _extents(data)
     per_group, out_per_group = channels // groups, outer * block_out // groups
-    top, left, bottom, right = padding
-    out_height = (in_height + top + bottom - (height - 1) * dilation[0] - 1) // strides[0] + 1
-    out_width = (in_width + left + right - (width - 1) * dilation[1] - 1) // strides[1] + 1
+    extents = (in_height, in_width), (height, width)
+    out_height, out_width = output_extents(*extents, strides, padding, dilation)
     padded = _padded(data, padding)
     ic = te.reduce_axis((0, per_group), name="ic")
     kh = te.reduce_axis((0, height), name="kh")
@@ -108,6 +110,24 @@ def convolution(
     return te.compute(
         (batch, outer, out_height, out_width), lambda n, o, h, w: te.sum(at(n, o, h, w, 0), axis=axes), name=name
     )
+
+
+def output_extents(
+    extents: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of what a convolution makes of a picture; arguments as ``convolution`` takes them."""
+    top, left, bottom, right = padding
+    height, width = (
+        (extent + added - (size - 1) * step - 1) // stride + 1
+        for extent, added, size, step, stride in zip(
+            extents, (top + bottom, left + right), window, dilation, strides, strict=True
+        )
+    )
+    return height, width
 
 
 def pack_product(weight: Array, block: int) -> Array:

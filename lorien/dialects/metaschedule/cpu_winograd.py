@@ -29,9 +29,7 @@ def schedule_transformation(schedule: Schedule, vectors: Vectors, cores: int) ->
     if MATRIX_ROWS not in before:
         return set()
     block = schedule.get_sblock(last)
-    loops = schedule.get_loops(block)
-    inside = _tile_of_output(schedule, loops) if TILES in before else _tile_of_input(loops)
-    outside = [loop for loop in schedule.get_loops(block) if all(not _same(schedule, loop, one) for one in inside)]
+    outside, inside = (_by_output if TILES in before else _by_input)(schedule, schedule.get_loops(block))
     schedule.reorder(*outside, *inside)
     parallel = cores > 1 and moved_bytes(schedule, [block]) > SMALL_BYTES
     *shared, tile = outside
@@ -46,21 +44,17 @@ def schedule_transformation(schedule: Schedule, vectors: Vectors, cores: int) ->
     return {*before, last}
 
 
-def _tile_of_input(loops: Sequence[LoopRV]) -> list[LoopRV]:
-    """Of (a, a, tiles, c / x, x), a tile's loops."""
-    row, column, _, _, block = loops
-    return [row, column, block]
+def _by_input(schedule: Schedule, loops: Sequence[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:
+    """Of (a, a, tiles, c / x, x), the loops over tiles and those of a tile."""
+    row, column, *outside, block = loops
+    return outside, [row, column, block]
 
 
-def _tile_of_output(schedule: Schedule, loops: Sequence[LoopRV]) -> list[LoopRV]:
-    """Of (n, out / y, h, w, y), a tile's loops."""
+def _by_output(schedule: Schedule, loops: Sequence[LoopRV]) -> tuple[list[LoopRV], list[LoopRV]]:
+    """Of (n, out / y, h, w, y), the loops over tiles and those of a tile."""
     tiles = schedule.get(schedule.get_sblock(TILES))
     side = int(tiles.iter_vars[4].dom.extent)
-    *_, height, width, block = loops
-    _, row = schedule.split(height, [None, side])
-    _, column = schedule.split(width, [None, side])
-    return [row, column, block]
-
-
-def _same(schedule: Schedule, loop: LoopRV, other: LoopRV) -> bool:
-    return bool(schedule.get(loop).same_as(schedule.get(other)))
+    *outside, height, width, block = loops
+    rows, row = schedule.split(height, [None, side])
+    columns, column = schedule.split(width, [None, side])
+    return [*outside, rows, columns], [row, column, block]

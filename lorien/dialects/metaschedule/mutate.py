@@ -311,15 +311,9 @@ def _pool(kind: str, pad: Any, block: Any, last: Any, *, count_include_pad: bool
 
 def _tile_side(data: Shape, weight: Shape, window: dict[str, Any], groups: int, lanes: int) -> int | None:
     """See ``winograd.tile_side``, of a convolution with these attributes."""
-    top, left, bottom, right = window["padding"]
     strides, dilation = window["strides"], window["dilation"]
-    height, width = (
-        (extent + added - (size - 1) * step - 1) // stride + 1
-        for extent, added, size, step, stride in zip(
-            data[2:], (top + bottom, left + right), weight[2:], dilation, strides, strict=True
-        )
-    )
-    return winograd.tile_side(weight, (data[0], height, width), strides, dilation, groups, lanes)
+    extents = computations.output_extents(data[2:], weight[2:], strides, window["padding"], dilation)
+    return winograd.tile_side(weight, (data[0], *extents), strides, dilation, groups, lanes)
 
 
 def _matmul(block: Any, *, is_packed: bool) -> _Anchor:

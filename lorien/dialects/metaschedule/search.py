@@ -111,8 +111,8 @@ def search(
         defaults = cpu_schedules(module_of(workload), target)
         in_time = functools.partial(itertools.takewhile, lambda _: not clock.past(SAMPLING_SHARE))
         # Of all that was not measured they are the best guess: one is scored however little time there is.
-        islands[0].weigh(itertools.islice(defaults, 1))
-        islands[0].weigh(in_time(itertools.islice(defaults, FIRST_DEFAULTS - 1)))
+        first, others = itertools.islice(defaults, 1), itertools.islice(defaults, FIRST_DEFAULTS - 1)
+        islands[0].weigh(itertools.chain(first, in_time(others)))
         probe = PROBE if draft is None else DRAFT_PROBE
         probed = pool.map(lambda island: island.probe(probe, clock), islands)
         samples = [schedule for found in probed for schedule in found]

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lorien.dialects.metaschedule import formulas
+from lorien.dialects.metaschedule.computations import PLACED
 
 if TYPE_CHECKING:
     import tvm
@@ -108,8 +109,6 @@ _LANES = 16
 """Partial results of a reduction: the widest vectors of today, two or four of narrower ones."""
 _PARTIAL = "_lanes"
 """How the name of a block of partial results ends."""
-_PLACED = {"schedule_rule": "None"}
-"""Of such a block: MetaSchedule splits it no further. It did, and LLVM then took up to a minute for a candidate."""
 _KEPT = {"meta_schedule.inline_rule": "disable"}
 """Of a block that is read more than once: MetaSchedule knows that tirx.exp is not to be computed twice, not this."""
 
@@ -148,7 +147,7 @@ def _reduced(x: te.Tensor, axis: int, reduce: Callable[..., tirx.Expr], join: Jo
         [*outer, _LANES],
         lambda *i: reduce(x(*i[:-1], k * _LANES + i[-1]), axis=k),
         name=f"{name}{_PARTIAL}",
-        attrs=_PLACED,
+        attrs=PLACED,  # MetaSchedule split it further, and LLVM then took up to a minute for a candidate
     )
 
     def part(indices: Sequence[tirx.Expr], lane: tirx.Expr) -> tirx.Expr:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lorien.dialects.metaschedule.computations import PLACED
 from lorien.dialects.metaschedule.cpu_contraction import FLOAT_BYTES, MOVING_SHARE
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ GAIN = 1.25
 MATRIX_ROWS = "winograd_rows"
 """Name of the stage that transforms tiles along one side, before the kernel's last stages do so along the other."""
 TILES = "winograd_tiles"
-PLACED = {"schedule_rule": "None"}
-"""Of the stages of a transformation: of MetaSchedule's rules each would compute them again for each value of a tile."""
 
 _INPUT = {
     2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
@@ -156,6 +155,7 @@ def to_tiles(data: Tensor, side: int, padding: Sequence[int], extents: Sequence[
         there = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
         return tirx.if_then_else(there, data(n, c, y - top, x - left, i), tirx.const(0.0, "float32"))
 
+    # Inlined by MetaSchedule's rules, a stage would be computed again for each value of a tile: all are PLACED.
     # The last tiles may end beyond the picture, and what they make there is not read.
     padded = te.compute(
         (batch, outer, rows * side + 2, columns * side + 2, block), inside, name="data_pad", attrs=PLACED
