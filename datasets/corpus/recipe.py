@@ -1,4 +1,4 @@
-"""Write the distinct workloads of the corpus: some 300 networks of all families, as they are lowered for a target.
+"""Write the distinct workloads of the corpus: some 360 networks of all families, as they are lowered for a target.
 
     pip install torch torchvision timm transformers
     python datasets/corpus/recipe.py FOLDER [--target native] [--match EXPRESSION] [--jobs 2]
